@@ -1,0 +1,1 @@
+"""Bytes to pixels to embeddings to cache to index; data sets, their labels, splits and boxes as columns."""

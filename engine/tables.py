@@ -1,0 +1,152 @@
+"""Tables that users hand in: read whole, as text, and checked before anything is built on them.
+
+A CSV or parquet file comes in; a DataFrame goes out. CSV cells stay text until a column's meaning is known, so that an
+id like "00042" keeps its zeros. Every complaint names the value, the file with its line, and the next step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from engine.errors import DataError, UsageError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+BLANK_VALUES = ("", "nan", "none", "null", "na", "n/a", "<na>")
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return the known names that a mistyped one is most like, best first, whatever their case."""
+    by_folded = {value.casefold().replace(" ", "_"): value for value in reversed(list(known))}
+    near = difflib.get_close_matches(name.casefold().replace(" ", "_"), list(by_folded), n=count, cutoff=0.5)
+    return [by_folded[value] for value in near]
+
+
+def offer(name: str, known: Iterable[str], limit: int = 20) -> str:
+    """Return the end of an error message: the nearest known names, or all of them where none is near."""
+    names = list(known)
+    near = nearest_names(name, names)
+    if near:
+        return f"nearest: {', '.join(near)}"
+    if not names:
+        return "there are none"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"there are: {', '.join(names[:limit])}{more}"
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV, TSV or parquet file.
+
+    Parameters
+    ----------
+    path : path of a ``.csv``, ``.tsv`` (either may end in ``.gz``) or ``.parquet`` file
+
+    Returns
+    -------
+    DataFrame
+        n rows with a RangeIndex; cells of CSV files are str ("" where empty), those of parquet files as stored.
+
+    Raises
+    ------
+    UsageError
+        No such file, or a suffix that is not known.
+    DataError
+        The file is empty, is not a table, or names a column twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = (
+            f"in {path.parent} {offer(path.name, beside)}" if beside else f"the folder {path.parent} is absent or empty"
+        )
+        raise UsageError(f"no table {str(path)!r}: {hint}")
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if kind not in TABLE_SUFFIXES:
+        raise UsageError(
+            f"{str(path)!r} is no table that can be read: its name must end in {', '.join(TABLE_SUFFIXES)}"
+        )
+    try:
+        if kind == ".parquet":
+            table = pd.read_parquet(path).reset_index(drop=True)
+        else:
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                na_filter=False,
+                sep="\t" if kind == ".tsv" else ",",
+                encoding="utf-8-sig",
+                index_col=False,
+            )
+    except (ValueError, OSError) as error:  # the errors of pandas' parser, of encodings and of pyarrow are ValueErrors
+        message = f"cannot read the table {str(path)!r}: {error}; check that it is a UTF-8 {kind} file"
+        raise DataError(message) from error
+    table.columns = [str(column).strip() for column in table.columns]
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):
+        raise DataError(f"the table {str(path)!r} names the column {twice[0]!r} more than once; rename one of them")
+    return table
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str], path: str | Path) -> None:
+    """Raise DataError, naming the nearest columns, unless the table has all these columns."""
+    for column in columns:
+        if column not in table.columns:
+            near = offer(column, [str(name) for name in table.columns])
+            raise DataError(f"the table {str(path)!r} has no column {column!r}; {near}")
+
+
+def text_of(values: pd.Series) -> pd.Series:
+    """Return a column as stripped str objects, "" where it is blank; whole numbers of parquet files without ".0"."""
+    if pd.api.types.is_float_dtype(values.dtype):
+        whole = values.notna() & (values % 1 == 0)
+        if (whole | values.isna()).all():
+            values = values.astype("Int64")
+    blank = values.isna().to_numpy()
+    text = values.astype(str).str.strip().astype(object)
+    return text.mask(blank, "")
+
+
+def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: float | None = None) -> np.ndarray:
+    """Return a column as float64, (n,).
+
+    Parameters
+    ----------
+    blank : float, optional
+        What an empty cell means; without it an empty cell is an error.
+
+    Raises
+    ------
+    DataError
+        A cell is no finite number; the message names it with its line.
+    """
+    values = table[column]
+    if pd.api.types.is_bool_dtype(values.dtype):
+        return values.fillna(False).to_numpy(dtype=np.float64)
+    text = text_of(values)
+    folded = text.str.lower()
+    empty = folded.isin(BLANK_VALUES).to_numpy()
+    numbers = pd.to_numeric(text.mask(empty, "nan"), errors="coerce").to_numpy(dtype=np.float64, copy=True)
+    for word, value in (("true", 1.0), ("false", 0.0)):
+        numbers[(folded == word).to_numpy()] = value
+    wrong = ~np.isfinite(numbers) & ~(empty if blank is not None else np.zeros(len(text), dtype=bool))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        shown = text.iloc[row]
+        what = f"{shown!r} is not a finite number" if shown else "the cell is empty"
+        raise DataError(
+            f"{place(path, row)}, column {column!r}: {what} ({int(wrong.sum())} such cells); "
+            "correct the table or name another column"
+        )
+    if blank is not None:
+        numbers[empty] = blank
+    return numbers
+
+
+def place(path: str | Path, row: int) -> str:
+    """Return where a row of a table stands, as an editor counts lines: the header is line 1."""
+    return f"{Path(path).name} line {row + 2}"
