@@ -1,0 +1,134 @@
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.report import render_report
+from analysis.run_record import read_run
+from engine.errors import DataError, UsageError
+from tests.analysis.fake_run import SETTINGS, write_fake_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+class Collector(HTMLParser):
+    """Gathers what a page would fetch, and its table cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.images_without_text = 0
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        named = dict(attrs)
+        self.fetched += [value for key, value in named.items() if key in ("src", "data", "poster") and value]
+        if tag == "link":
+            self.fetched.append(named.get("href", ""))
+        if tag == "img" and not named.get("alt"):
+            self.images_without_text += 1
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_fake_run(tmp_path_factory.mktemp("run"))
+    render_report(folder)
+    return folder
+
+
+def test_report__fetches_nothing_and_describes_its_pictures(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text()
+    page = Collector()
+    page.feed(text)
+    assert page.fetched
+    assert all(source.startswith("data:image/") for source in page.fetched if source)
+    assert page.images_without_text == 0
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_report__shows_the_numbers_that_the_run_recorded(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text()
+    results = read_run(run_folder).rows("metric")
+    for setting in SETTINGS:
+        row = results[(results["setting"] == setting) & (results["metric"] == "lrap")].iloc[0]
+        assert f"{row['value']:.3f}<small>{row['low']:.3f} – {row['high']:.3f}</small>" in text
+    assert "zero gradient at blocks[-1].attn.proj" in text
+    assert "truncated file" in text
+
+
+def test_report__escapes_what_users_wrote(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text()
+    assert "A fake &lt;run&gt;" in text
+    assert "A fake <run>" not in text
+
+
+def test_report__never_embeds_a_file_from_outside_the_run(run_folder: Path) -> None:
+    (run_folder.parent / "outside.jpg").write_bytes(b"secret picture")
+    page = render_report(run_folder).read_text()
+    assert "c2VjcmV0IHBpY3R1cmU" not in page
+
+
+def test_report__leaves_a_csv_beside_each_table(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text()
+    named = set(re.findall(r"CSV: <code>([^<]+)</code>", text))
+    assert {"tables/settings-sound.csv", "tables/labels-sound.csv", "tables/cost.csv"} <= named
+    for name in named:
+        assert len(pd.read_csv(run_folder / name))
+    written = pd.read_csv(run_folder / "tables/settings-sound.csv")
+    assert set(written["setting"]) >= set(SETTINGS)
+
+
+def test_report__figure_ids_do_not_meet(run_folder: Path) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', (run_folder / "report.html").read_text())
+    assert len(ids) == len(set(ids))
+
+
+def test_read_run__refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"results\.jsonl"):
+        read_run(tmp_path)
+
+
+def test_read_run__names_the_broken_line(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run")
+    with (folder / "results.jsonl").open("a") as stream:
+        stream.write('{"kind": "metr')
+    count = len((folder / "results.jsonl").read_text().splitlines())
+    with pytest.raises(DataError, match=f"line {count}"):
+        read_run(folder)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="headless Chromium is not installed")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_report__opens_in_a_browser_without_errors_or_overflow(run_folder: Path, tmp_path: Path, width: int) -> None:
+    probe = """<script>
+    addEventListener("error", event => document.body.dataset.failed = event.message);
+    addEventListener("load", () => {
+      document.querySelector("table.sortable th[data-sort] button").click();
+      const first = document.querySelector("table.sortable").tBodies[0].rows[0].cells[0].textContent;
+      document.body.dataset.first = first.trim();
+      document.body.dataset.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+    });</script></head>"""
+    page = tmp_path / "page.html"
+    page.write_text((run_folder / "report.html").read_text().replace("</head>", probe, 1))
+    command = [
+        str(CHROMIUM),
+        *FLAGS,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},900",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    body = re.search(r"<body[^>]*>", shown)
+    assert body is not None
+    assert "data-failed" not in body.group()
+    assert 'data-overflow="0"' in body.group()
+    assert 'data-first="Fine-tuning"' in body.group()
