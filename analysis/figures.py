@@ -1,7 +1,7 @@
 """Figures of the report, as inline SVG that follows the page's light or dark theme.
 
-Comes in: tidy rows and score arrays. Goes out: SVG text. matplotlib draws with stand-in colours which are exchanged for the
-page's CSS variables afterwards, so one drawing serves both themes and print.
+Comes in: tidy rows and score arrays. Goes out: SVG text. matplotlib draws with stand-in colours which
+are exchanged for the page's CSS variables afterwards, so one drawing serves both themes and print.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--muted)", GRID: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fluoroscope",
     "font.family": "sans-serif",
@@ -68,8 +69,14 @@ def interval_chart(rows: pd.DataFrame, metrics: Sequence[tuple[str, str]], colou
                     continue
                 row = found.iloc[0]
                 if np.isfinite(row["low"]) and np.isfinite(row["high"]):
-                    axis.plot([row["low"], row["high"]], [position, position], color=colours[setting], linewidth=2.2,
-                              solid_capstyle="round", alpha=0.55)  # fmt: skip
+                    axis.plot(
+                        [row["low"], row["high"]],
+                        [position, position],
+                        color=colours[setting],
+                        linewidth=2.2,
+                        solid_capstyle="round",
+                        alpha=0.55,
+                    )
                 axis.plot(row["value"], position, "o", color=colours[setting], markersize=5)
             axis.set_title(title, loc="left")
             axis.grid(axis="y", visible=False)

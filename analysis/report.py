@@ -20,10 +20,15 @@ import pandas as pd
 from analysis import figures, run_record
 
 OVERALL_METRICS = (
-    ("f1_macro", "macro F1", "up"), ("exact_match", "exact match", "up"), ("lrap", "LRAP", "up"),
-    ("coverage_error", "coverage error", "down"), ("map", "mAP", "up"), ("auroc_macro", "macro AUROC", "up"),
-    ("f1_micro", "micro F1", "up"), ("minutes", "minutes", "down"),
-)  # fmt: skip
+    ("f1_macro", "macro F1", "up"),
+    ("exact_match", "exact match", "up"),
+    ("lrap", "LRAP", "up"),
+    ("coverage_error", "coverage error", "down"),
+    ("map", "mAP", "up"),
+    ("auroc_macro", "macro AUROC", "up"),
+    ("f1_micro", "micro F1", "up"),
+    ("minutes", "minutes", "down"),
+)
 CHART_METRICS = (
     ("f1_macro", "macro F1 ↑"),
     ("lrap", "LRAP ↑"),
@@ -39,10 +44,11 @@ DISTANCE_METRICS = (
     ("ratio_null", "ratio, labels permuted"),
 )
 EXPLANATIONS = {
-    "sound": "Embeddings normalised, thresholds tuned on validation only, 95 % bootstrap intervals over patients. The grey rows are "
-    "trivial baselines: a setting that does not beat them has learnt nothing that the training prevalences do not already tell.",
-    "paper": "The published study's own steps: un-normalised dot products, per-image min-max scores cut at 0.5, no tuning. "
-    "Italic rows are the published figures, on data and labels that are not public: beside, not equal.",
+    "sound": "Embeddings normalised, thresholds tuned on validation only, 95 % bootstrap intervals over patients. The "
+    "grey rows are trivial baselines: a setting that does not beat them has learnt nothing that prevalences do "
+    "not already tell.",
+    "paper": "The published study's own steps: un-normalised dot products, per-image min-max scores cut at 0.5, no "
+    "tuning. Italic rows are the published figures, on data and labels that are not public: beside, not equal.",
 }
 
 
@@ -214,15 +220,28 @@ def _protocol(record: run_record.RunRecord, protocol: str, colours: dict[str, st
         "labels": _label_table(by_label, record.label_names, learnt, colours, protocol),
         "curves": curves,
         "prediction": figures.prediction_bars(rates, record.label_names, learnt, colours) if len(rates) else "",
-        "distances": _setting_by_metric(distances, DISTANCE_METRICS, colours, f"tables/distances-{protocol}.csv",
-                                        "Distances between and within classes on the test split.") if len(distances) else None,
+        "distances": _setting_by_metric(
+            distances,
+            DISTANCE_METRICS,
+            colours,
+            f"tables/distances-{protocol}.csv",
+            "Distances between and within classes on the test split.",
+        )
+        if len(distances)
+        else None,
         "distance_sentences": list(sentences.loc[sentences["section"] == "distances", "text"]),
         "localization": _setting_by_metric(
-            localization[localization["label"].isna()], LOCALIZATION_METRICS, colours, f"tables/heatmaps-{protocol}.csv",
-            "Mean over annotated findings, with 95 % bootstrap intervals over patients.") if len(localization) else None,
+            localization[localization["label"].isna()],
+            LOCALIZATION_METRICS,
+            colours,
+            f"tables/heatmaps-{protocol}.csv",
+            "Mean over annotated findings, with 95 % bootstrap intervals over patients.",
+        )
+        if len(localization)
+        else None,
         "localization_labels": _localization_by_label(localization, colours, protocol),
         "heatmap_sentences": list(sentences.loc[sentences["section"] == "heatmaps", "text"]),
-    }  # fmt: skip
+    }
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -259,8 +278,13 @@ def _settings_table(
         cells += [_value_cell(part[part["metric"] == metric]) for metric, _, _ in shown]
         rows.append(Row([*cells, _value_cell(part[part["metric"] == "ratio"])], "reference"))
     columns = ["setting"] + [f"{title} {arrows[direction]}" for _, title, direction in shown] + ["inter/intra ↑"]
-    return Table(columns, rows, "Test split. Below each value its 95 % interval, resampling patients.",
-                 f"tables/settings-{protocol}.csv", pd.concat([overall, references]).dropna(axis=1, how="all"))  # fmt: skip
+    return Table(
+        columns,
+        rows,
+        "Test split. Below each value its 95 % interval, resampling patients.",
+        f"tables/settings-{protocol}.csv",
+        pd.concat([overall, references]).dropna(axis=1, how="all"),
+    )
 
 
 def _label_table(
@@ -282,8 +306,13 @@ def _label_table(
                 known = math.isfinite(value)
                 cells.append(Cell(_number(value, 2), sort=value if known else None, heat=value if known else None))
         rows.append(Row(cells))
-    return Table(columns, rows, "Test split, per label; shade follows the value. A label with a handful of positives has no stable figure.",
-                 f"tables/labels-{protocol}.csv", by_label.dropna(axis=1, how="all"))  # fmt: skip
+    return Table(
+        columns,
+        rows,
+        "Test split, per label; shade follows the value. A label with a handful of positives has no stable figure.",
+        f"tables/labels-{protocol}.csv",
+        by_label.dropna(axis=1, how="all"),
+    )
 
 
 def _setting_by_metric(
@@ -315,14 +344,25 @@ def _localization_by_label(localization: pd.DataFrame, colours: dict[str, str], 
             cell = _value_cell(found)
             cells.append(Cell(cell.text, cell.small, cell.sort, cell.sort))
         lines.append(Row(cells))
-    return Table(["label", "n", *settings], lines, "Pointing game by label.",
-                 f"tables/heatmaps-by-label-{protocol}.csv", rows.dropna(axis=1, how="all"))  # fmt: skip
+    return Table(
+        ["label", "n", *settings],
+        lines,
+        "Pointing game by label.",
+        f"tables/heatmaps-by-label-{protocol}.csv",
+        rows.dropna(axis=1, how="all"),
+    )
 
 
 def _case(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, Any]:
     label = case["label"]
-    panels = [{"image": _picture(record.folder, case["image"]), "setting": "Original", "caption": "",
-               "alt": f"Radiograph {case['id']} with the annotated region of {label}"}]  # fmt: skip
+    panels = [
+        {
+            "image": _picture(record.folder, case["image"]),
+            "setting": "Original",
+            "caption": "",
+            "alt": f"Radiograph {case['id']} with the annotated region of {label}",
+        }
+    ]
     for panel in case["panels"]:
         if panel.get("empty"):
             caption = panel.get("note") or "the map is empty: its gradient is zero everywhere"
@@ -332,8 +372,14 @@ def _case(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, Any]:
             )
             caption = f"{hit} · energy {panel['energy']:.2f} · IoU {panel['iou']:.2f}"
             caption += f" · {panel['note']}" if panel.get("note") else ""
-        panels.append({"image": _picture(record.folder, panel["file"]), "setting": panel["setting"], "caption": caption,
-                       "alt": f"Heatmap of {label}, {panel['setting']}: {caption}"})  # fmt: skip
+        panels.append(
+            {
+                "image": _picture(record.folder, panel["file"]),
+                "setting": panel["setting"],
+                "caption": caption,
+                "alt": f"Heatmap of {label}, {panel['setting']}: {caption}",
+            }
+        )
     return {"id": case["id"], "label": label, "panels": panels}
 
 
@@ -347,13 +393,15 @@ def _query(record: run_record.RunRecord, query: dict[str, Any]) -> dict[str, Any
     hits = []
     for hit in query["hits"]:
         labels = ", ".join(hit["labels"]) or "no label"
-        hits.append({
-            "image": _picture(record.folder, hit["thumbnail"]) if hit.get("thumbnail") else "",
-            "alt": f"Neighbour {hit['id']}: {labels}",
-            "score": f"{hit['score']:.3f}",
-            "labels": labels,
-            "style": "yes" if hit["match"] else "no",
-        })  # fmt: skip
+        hits.append(
+            {
+                "image": _picture(record.folder, hit["thumbnail"]) if hit.get("thumbnail") else "",
+                "alt": f"Neighbour {hit['id']}: {labels}",
+                "score": f"{hit['score']:.3f}",
+                "labels": labels,
+                "style": "yes" if hit["match"] else "no",
+            }
+        )
     return {"title": title, "hits": hits}
 
 
@@ -377,18 +425,32 @@ def _cost_table(costs: pd.DataFrame) -> Table:
 
     rows = []
     for row in costs.itertuples():
-        rows.append(Row([
-            Cell(str(row.step)),
-            Cell(_number(row.seconds, 1), sort=row.seconds),
-            Cell("–" if pd.isna(row.items) else f"{int(row.items):,}", sort=None if pd.isna(row.items) else row.items),
-            Cell("–" if pd.isna(row.rate) else f"{row.rate:,.0f}", sort=None if pd.isna(row.rate) else row.rate),
-            Cell("–" if pd.isna(row.reused) else f"{int(row.reused):,}"),
-            Cell(size(np.nan if pd.isna(row.bytes) else row.bytes)),
-            Cell(size(np.nan if pd.isna(row.peak_memory) else row.peak_memory)),
-        ]))  # fmt: skip
+        rows.append(
+            Row(
+                [
+                    Cell(str(row.step)),
+                    Cell(_number(row.seconds, 1), sort=row.seconds),
+                    Cell(
+                        "–" if pd.isna(row.items) else f"{int(row.items):,}",
+                        sort=None if pd.isna(row.items) else row.items,
+                    ),
+                    Cell(
+                        "–" if pd.isna(row.rate) else f"{row.rate:,.0f}", sort=None if pd.isna(row.rate) else row.rate
+                    ),
+                    Cell("–" if pd.isna(row.reused) else f"{int(row.reused):,}"),
+                    Cell(size(np.nan if pd.isna(row.bytes) else row.bytes)),
+                    Cell(size(np.nan if pd.isna(row.peak_memory) else row.peak_memory)),
+                ]
+            )
+        )
     columns = ["step", "seconds", "items", "items a second", "from cache", "written", "peak memory"]
-    return Table(columns, rows, "Peak memory is the process's highest resident size up to the end of the step.",
-                 "tables/cost.csv", costs.dropna(axis=1, how="all"))  # fmt: skip
+    return Table(
+        columns,
+        rows,
+        "Peak memory is the process's highest resident size up to the end of the step.",
+        "tables/cost.csv",
+        costs.dropna(axis=1, how="all"),
+    )
 
 
 def _failure_table(failures: pd.DataFrame) -> Table:

@@ -18,9 +18,28 @@ import pandas as pd
 from engine.errors import DataError, UsageError
 
 RESULT_COLUMNS = (
-    "kind", "protocol", "setting", "baseline", "split", "metric", "label", "value", "low", "high", "n", "text",
-    "section", "step", "seconds", "items", "rate", "bytes", "reused", "peak_memory", "source",
-)  # fmt: skip
+    "kind",
+    "protocol",
+    "setting",
+    "baseline",
+    "split",
+    "metric",
+    "label",
+    "value",
+    "low",
+    "high",
+    "n",
+    "text",
+    "section",
+    "step",
+    "seconds",
+    "items",
+    "rate",
+    "bytes",
+    "reused",
+    "peak_memory",
+    "source",
+)
 
 
 @dataclass(frozen=True)

@@ -24,49 +24,150 @@ def write_fake_run(folder: Path, label_names: tuple[str, ...] = STUDY_LABELS, sa
     write_scores(folder / "scores.npz", scores)
     rows: list[dict] = []
     for setting in SETTINGS + BASELINES:
-        base = {"kind": "metric", "protocol": "sound", "setting": setting, "baseline": setting in BASELINES, "split": "test"}
+        base = {
+            "kind": "metric",
+            "protocol": "sound",
+            "setting": setting,
+            "baseline": setting in BASELINES,
+            "split": "test",
+        }
         for metric in ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro"):
             value = float(rng.random())
-            rows.append({**base, "metric": metric, "value": value, "low": value * 0.9, "high": value * 1.1, "n": samples})
+            rows.append(
+                {**base, "metric": metric, "value": value, "low": value * 0.9, "high": value * 1.1, "n": samples}
+            )
         for column, label in enumerate(label_names):
             rate = float(truth[:, column].mean())
-            for metric, value in (("f1", 0.5), ("auroc", 0.7), ("ap", 0.3), ("precision", 0.4), ("recall", 0.6),
-                                  ("prevalence", rate), ("predicted_rate", 2 * rate), ("positives", float(truth[:, column].sum()))):  # fmt: skip
+            for metric, value in (
+                ("f1", 0.5),
+                ("auroc", 0.7),
+                ("ap", 0.3),
+                ("precision", 0.4),
+                ("recall", 0.6),
+                ("prevalence", rate),
+                ("predicted_rate", 2 * rate),
+                ("positives", float(truth[:, column].sum())),
+            ):
                 rows.append({**base, "metric": metric, "label": label, "value": value})
     for setting in SETTINGS:
         for metric in ("inter", "intra", "ratio", "ratio_null"):
-            rows.append({"kind": "distance", "protocol": "sound", "setting": setting, "baseline": False, "metric": metric,
-                         "value": 1.25, "low": 1.0, "high": 1.5})  # fmt: skip
+            rows.append(
+                {
+                    "kind": "distance",
+                    "protocol": "sound",
+                    "setting": setting,
+                    "baseline": False,
+                    "metric": metric,
+                    "value": 1.25,
+                    "low": 1.0,
+                    "high": 1.5,
+                }
+            )
     for setting, baseline in (("Linear probe", False), ("Centre prior", True)):
         for label in (None, label_names[0]):
-            rows.append({"kind": "localization", "protocol": "sound", "setting": setting, "baseline": baseline, "label": label,
-                         "metric": "pointing_game", "value": 0.5, "low": 0.3, "high": 0.7, "n": 20})  # fmt: skip
-    rows.append({"kind": "cost", "step": "embed images", "seconds": 12.5, "items": samples, "rate": 4.8, "bytes": 1e6,
-                 "reused": 0, "peak_memory": 1e9})  # fmt: skip
-    rows.append({"kind": "sentence", "section": "classification", "text": "The probe's LRAP is 0.10 < 0.20 of the ranking."})
+            rows.append(
+                {
+                    "kind": "localization",
+                    "protocol": "sound",
+                    "setting": setting,
+                    "baseline": baseline,
+                    "label": label,
+                    "metric": "pointing_game",
+                    "value": 0.5,
+                    "low": 0.3,
+                    "high": 0.7,
+                    "n": 20,
+                }
+            )
+    rows.append(
+        {
+            "kind": "cost",
+            "step": "embed images",
+            "seconds": 12.5,
+            "items": samples,
+            "rate": 4.8,
+            "bytes": 1e6,
+            "reused": 0,
+            "peak_memory": 1e9,
+        }
+    )
+    rows.append(
+        {"kind": "sentence", "section": "classification", "text": "The probe's LRAP is 0.10 < 0.20 of the ranking."}
+    )
     (folder / "results.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     (folder / "config.yaml").write_text("model: phantom-clip\n")
-    (folder / "provenance.json").write_text(json.dumps({
-        "title": "A fake <run>", "subtitle": "made up", "label_names": list(label_names), "seconds": 61.0,
-        "dataset": {"n": samples, "groups": samples, "imbalance": "9 : 1"},
-        "split": {"how": "grouped", "counts": {"train": 30, "val": 10, "test": 20}},
-        "versions": {"fluoroscope": "0"}, "encoders": [{"id": "fake-fp32-0123"}], "command": "fluoro study fake.yaml",
-    }))  # fmt: skip
-    points = "\n".join(f"s{i},Zero-shot,{rng.normal():.3f},{rng.normal():.3f},{label_names[i % 3]},test" for i in range(samples))
+    (folder / "provenance.json").write_text(
+        json.dumps(
+            {
+                "title": "A fake <run>",
+                "subtitle": "made up",
+                "label_names": list(label_names),
+                "seconds": 61.0,
+                "dataset": {"n": samples, "groups": samples, "imbalance": "9 : 1"},
+                "split": {"how": "grouped", "counts": {"train": 30, "val": 10, "test": 20}},
+                "versions": {"fluoroscope": "0"},
+                "encoders": [{"id": "fake-fp32-0123"}],
+                "command": "fluoro study fake.yaml",
+            }
+        )
+    )
+    points = "\n".join(
+        f"s{i},Zero-shot,{rng.normal():.3f},{rng.normal():.3f},{label_names[i % 3]},test" for i in range(samples)
+    )
     (folder / "embedding_map.csv").write_text("id,setting,x,y,label,split\n" + points + "\n")
     (folder / "thumbnails").mkdir(exist_ok=True)
     (folder / "heatmaps").mkdir(exist_ok=True)
     picture = rng.integers(0, 255, (48, 40, 3), dtype=np.uint8)
     cv2.imwrite(str(folder / "thumbnails" / "s1.jpg"), picture)
     cv2.imwrite(str(folder / "heatmaps" / "s1.png"), picture)
-    (folder / "retrieval.json").write_text(json.dumps([
-        {"query": {"text": "pneumonia"}, "hits": [
-            {"id": "s1", "score": 0.91, "labels": ["Pneumonia"], "match": True, "thumbnail": "thumbnails/s1.jpg"},
-            {"id": "s2", "score": 0.41, "labels": [], "match": False, "thumbnail": "../outside.jpg"}]}]))  # fmt: skip
-    (folder / "heatmaps.json").write_text(json.dumps([
-        {"id": "s1", "label": label_names[0], "image": "heatmaps/s1.png", "panels": [
-            {"setting": "Linear probe", "file": "heatmaps/s1.png", "pointing": 1.0, "energy": 0.4, "iou": 0.3, "empty": False},
-            {"setting": "Zero-shot", "file": "heatmaps/s1.png", "pointing": 0.0, "energy": 0.0, "iou": 0.0, "empty": True,
-             "note": "zero gradient at blocks[-1].attn.proj"}]}]))  # fmt: skip
+    (folder / "retrieval.json").write_text(
+        json.dumps(
+            [
+                {
+                    "query": {"text": "pneumonia"},
+                    "hits": [
+                        {
+                            "id": "s1",
+                            "score": 0.91,
+                            "labels": ["Pneumonia"],
+                            "match": True,
+                            "thumbnail": "thumbnails/s1.jpg",
+                        },
+                        {"id": "s2", "score": 0.41, "labels": [], "match": False, "thumbnail": "../outside.jpg"},
+                    ],
+                }
+            ]
+        )
+    )
+    (folder / "heatmaps.json").write_text(
+        json.dumps(
+            [
+                {
+                    "id": "s1",
+                    "label": label_names[0],
+                    "image": "heatmaps/s1.png",
+                    "panels": [
+                        {
+                            "setting": "Linear probe",
+                            "file": "heatmaps/s1.png",
+                            "pointing": 1.0,
+                            "energy": 0.4,
+                            "iou": 0.3,
+                            "empty": False,
+                        },
+                        {
+                            "setting": "Zero-shot",
+                            "file": "heatmaps/s1.png",
+                            "pointing": 0.0,
+                            "energy": 0.0,
+                            "iou": 0.0,
+                            "empty": True,
+                            "note": "zero gradient at blocks[-1].attn.proj",
+                        },
+                    ],
+                }
+            ]
+        )
+    )
     (folder / "failures.csv").write_text("id,uri,what,reason\ns9,a.png,image,truncated file\n")
     return folder

@@ -1,0 +1,1 @@
+"""Arrays and a loaded encoder to numbers, trained heads and towers, heatmaps, figures; no cache, no command line."""
