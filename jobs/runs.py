@@ -1,0 +1,350 @@
+"""One job's record on disk: what was asked, on which machine, what came out and what it cost.
+
+``with open_run("study", config, out=...) as run`` makes the folder, saves the resolved config before any work starts,
+and closes the record whatever happens. Results are one JSON object a line, ``kind`` first, so that they can be read
+while the job still runs; a cost line is written by ``with run.step("embed images") as step: step.items = n``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from engine import machine
+from engine.errors import UsageError
+from jobs.config import JobConfig, default_cache, load_config, save_config
+from jobs.plain import plain
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+PROVENANCE_FILE = "provenance.json"
+RESULTS_FILE = "results.jsonl"
+FAILURES_FILE = "failures.csv"
+FAILURE_COLUMNS = ("id", "uri", "what", "reason")
+SECONDS_BETWEEN_MEMORY_LOOKS = 0.5
+
+
+@dataclass
+class StepCost:
+    """What one step did and took; the job fills in items, bytes and reused.
+
+    Parameters
+    ----------
+    step : str
+        Name, such as "embed images".
+    items : int
+        Units worked on; the rate is items a second.
+    bytes : int or None
+        Written to disk by the step.
+    reused : int or None
+        Units that were there already and cost nothing.
+    seconds : float
+    peak_memory : int
+        Largest resident memory seen during the step, of this process and its children, in bytes.
+    peak_device_memory : int or None
+        Largest memory allocated on the CUDA device, in bytes.
+    """
+
+    step: str
+    items: int = 0
+    bytes: int | None = None
+    reused: int | None = None
+    seconds: float = 0.0
+    peak_memory: int = 0
+    peak_device_memory: int | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Items a second, None where nothing was counted."""
+        return self.items / self.seconds if self.items and self.seconds > 0 else None
+
+    def row(self) -> dict[str, Any]:
+        """Return the cost as a result line."""
+        values = {
+            "kind": "cost",
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "items": self.items or None,
+            "rate": self.rate,
+            "bytes": self.bytes,
+            "reused": self.reused,
+            "peak_memory": self.peak_memory,
+        }
+        if self.peak_device_memory is not None:
+            values["peak_device_memory"] = self.peak_device_memory
+        return values
+
+
+@contextmanager
+def measured(name: str) -> Iterator[StepCost]:
+    """Measure a step's seconds and peak memory, with or without a run folder."""
+    cost = StepCost(name)
+    device = _cuda()
+    if device is not None:
+        device.reset_peak_memory_stats()
+    watch = _MemoryWatch()
+    start = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.perf_counter() - start
+        cost.peak_memory = watch.stop()
+        if device is not None:
+            cost.peak_device_memory = int(device.max_memory_allocated())
+
+
+class Run:
+    """An open run folder; made by `open_run`."""
+
+    def __init__(self, folder: Path, provenance: dict[str, Any]) -> None:
+        self.folder = folder
+        self.provenance = provenance
+        self.failures: list[dict[str, str]] = []
+        self._start = time.perf_counter()
+        self._lock = threading.Lock()
+
+    def path(self, relative: str) -> Path:
+        """Return a path in the run folder, its parent made."""
+        path = self.folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Append one result line; it is on disk when this returns."""
+        line = json.dumps({"kind": kind, **plain(values)}, ensure_ascii=False, allow_nan=False)
+        with self._lock, (self.folder / RESULTS_FILE).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def record_all(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append result lines that carry their kind themselves."""
+        for row in rows:
+            values = dict(row)
+            self.record(values.pop("kind"), **values)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[StepCost]:
+        """Measure a step and append its cost line, also when the step fails."""
+        cost = StepCost(name)
+        try:
+            with measured(name) as cost:
+                yield cost
+        finally:
+            values = cost.row()
+            self.record(values.pop("kind"), **values)
+
+    def note(self, **values: Any) -> None:
+        """Add to the provenance, such as the encoders used; written at once."""
+        self.provenance.update(plain(values))
+        self._write_provenance()
+
+    def fail(self, failures: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+        """Add samples that could not be read or computed: columns id, uri, what, reason."""
+        rows = failures.to_dict("records") if isinstance(failures, pd.DataFrame) else failures
+        self.failures += [{column: str(row.get(column, "")) for column in FAILURE_COLUMNS} for row in rows]
+        pd.DataFrame(self.failures, columns=list(FAILURE_COLUMNS)).to_csv(self.folder / FAILURES_FILE, index=False)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        status = "stopped" if stopped else "failed" if kind else "done"
+        self.provenance.update(
+            status=status,
+            finished=_now(),
+            seconds=round(time.perf_counter() - self._start, 3),
+            failures=len(self.failures),
+        )
+        if error is not None and not stopped:
+            self.provenance["error"] = f"{type(error).__name__}: {error}"
+        try:
+            self._write_provenance()
+        except OSError as problem:
+            # A full disk must not hide the error that ended the job.
+            if error is None:
+                raise
+            log.warning("the run's provenance could not be written: %s", problem)
+
+    def _write_provenance(self) -> None:
+        text = json.dumps(plain(self.provenance), indent=1, ensure_ascii=False)
+        partial = self.folder / (PROVENANCE_FILE + ".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self.folder / PROVENANCE_FILE)
+
+
+def open_run(
+    verb: str,
+    config: JobConfig,
+    *,
+    out: Path | None = None,
+    cache: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: Sequence[str] | None = None,
+    accelerators: bool = False,
+) -> Run:
+    """Make a run folder, save the resolved config and the start of the provenance in it, and return it open.
+
+    Parameters
+    ----------
+    verb : str
+        The job, such as "study"; part of a run's id.
+    config : JobConfig
+    out : Path, optional
+        The folder; `<cache>/runs/<run-id>` unless given.
+    cache : Path, optional
+        Where new run ids go; the user's cache unless given.
+    overwrite : bool
+        Delete what an earlier run left in `out`. Only a folder that is a run is ever deleted.
+    resume : bool
+        Go on in `out`, which must have been started with the same config. Results are written anew; what was embedded
+        is taken from the cache.
+    command : sequence of str, optional
+        `sys.argv` unless given.
+    accelerators : bool
+        Describe the GPUs too, where torch is wanted anyway.
+
+    Raises
+    ------
+    UsageError
+        `out` exists and neither way out was chosen, or it is no run, or was started with another config.
+    """
+    folder = out.expanduser() if out is not None else (cache or default_cache()) / "runs" / run_id(verb)
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume exclude each other; give one of them")
+    started = None
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output {str(folder)!r} is a file; give another folder with --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        started = _take_over(folder, config, overwrite, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / CONFIG_FILE)
+    for name in (RESULTS_FILE, FAILURES_FILE):
+        (folder / name).unlink(missing_ok=True)
+    (folder / RESULTS_FILE).touch()
+    provenance: dict[str, Any] = {
+        "verb": verb,
+        "command": " ".join(command if command is not None else sys.argv),
+        "status": "running",
+        "started": _now(),
+        "versions": machine.versions(),
+        "git_commit": machine.git_commit(),
+        "machine": machine.describe_machine(accelerators=accelerators or "torch" in sys.modules),
+    }
+    if started:
+        provenance["first_started"] = started
+    run = Run(folder, provenance)
+    run._write_provenance()
+    return run
+
+
+def run_id(verb: str) -> str:
+    """Return a new run's id, which sorts by time: 20260131-120500-study-1f3c."""
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{moment}-{re.sub('[^a-z0-9]+', '-', verb.lower())}-{secrets.token_hex(2)}"
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run's record."""
+    return (folder / CONFIG_FILE).is_file() and (folder / PROVENANCE_FILE).is_file()
+
+
+def _take_over(folder: Path, config: JobConfig, overwrite: bool, resume: bool) -> str | None:
+    """Clear or check an existing output folder; return when the run to go on with was started."""
+    if not overwrite and not resume:
+        ways = "--resume to go on with it, --overwrite to replace it, or --out with another folder"
+        if not is_run(folder):
+            ways = "--out with another folder (it is not a run's record, so it is not offered for replacing)"
+        raise UsageError(f"output {str(folder)!r} exists and is not empty; give {ways}")
+    if not is_run(folder):
+        raise UsageError(
+            f"output {str(folder)!r} is not a run's record ({CONFIG_FILE} and {PROVENANCE_FILE} are not both there), "
+            "so it is neither replaced nor resumed; give another folder with --out"
+        )
+    if overwrite:
+        shutil.rmtree(folder)
+        return None
+    earlier = load_config(type(config), folder / CONFIG_FILE)
+    differing = [
+        name for name in type(config).model_fields if plain(getattr(earlier, name)) != plain(getattr(config, name))
+    ]
+    if differing:
+        raise UsageError(
+            f"run {str(folder)!r} was started with other values of {', '.join(differing)}; give the same ones to "
+            "resume it, or --out with another folder"
+        )
+    try:
+        provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return provenance.get("first_started") or provenance.get("started")
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _cuda() -> Any:
+    """Return torch.cuda where torch is loaded and its device in use already; never load it for this."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return torch.cuda
+
+
+@dataclass
+class _MemoryWatch:
+    """Looks at the resident memory of this process and its children twice a second, from a thread."""
+
+    peak: int = 0
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._process = psutil.Process()
+        self._look()
+        self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+        return self.peak
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_MEMORY_LOOKS):
+            self._look()
+
+    def _look(self) -> None:
+        total = 0
+        for process in [self._process, *self._children()]:
+            try:
+                total += int(process.memory_info().rss)
+            except psutil.Error:
+                continue
+        self.peak = max(self.peak, total)
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return self._process.children(recursive=True)
+        except psutil.Error:
+            return []
