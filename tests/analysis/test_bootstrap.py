@@ -1,0 +1,197 @@
+"""Bootstrap against a plain loop that resamples rows and calls scikit-learn."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from analysis import bootstrap
+from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, Prediction
+from engine.errors import DataError, UsageError
+
+EXACT = {"rtol": 0, "atol": 1e-12}
+
+
+def random_study(seed: int = 0, count: int = 90, labels: int = 6, group_count: int = 40) -> tuple:
+    generator = np.random.default_rng(seed)
+    y = generator.random((count, labels)) < np.array([0.6, 0.3, 0.1, 0.05, 0.02, 0.2][:labels])
+    y[0, :] = True
+    groups = np.array([f"patient {number}" for number in generator.integers(0, group_count, count)], dtype=object)
+    predictions = {}
+    for name, strength in (("good", 2.0), ("poor", 0.2), ("tied", 1.0)):
+        scores = generator.normal(size=y.shape) + strength * y
+        if name == "tied":
+            scores = np.round(scores)
+        predictions[name] = Prediction(scores, scores > 0.8)
+    names = tuple(f"label {number}" for number in range(labels))
+    return y, predictions, groups, names
+
+
+def loop_over_resamples(y, prediction, codes, counts) -> dict[str, list]:
+    """Draw the rows of each resample and score them one resample at a time."""
+    drawn: dict[str, list] = {name: [] for name in (*OVERALL_METRICS, *LABEL_METRICS)}
+    for count in counts:
+        rows = np.repeat(np.arange(len(y)), count[codes])
+        truth, scores, decisions = y[rows], prediction.scores[rows], prediction.decisions[rows]
+        average = {"average": None, "zero_division": 0}
+        precision, recall, f1, positives = oracle.precision_recall_fscore_support(truth, decisions, **average)
+        both = [len(np.unique(column)) == 2 for column in truth.T]
+        aurocs = [
+            oracle.roc_auc_score(t, s) if ok else np.nan for t, s, ok in zip(truth.T, scores.T, both, strict=True)
+        ]
+        aps = [
+            oracle.average_precision_score(t, s) if t.any() else np.nan for t, s in zip(truth.T, scores.T, strict=True)
+        ]
+        for name, value in {
+            "f1_macro": oracle.f1_score(truth, decisions, average="macro", zero_division=0),
+            "f1_micro": oracle.f1_score(truth, decisions, average="micro", zero_division=0),
+            "exact_match": oracle.accuracy_score(truth, decisions),
+            "lrap": oracle.label_ranking_average_precision_score(truth, scores),
+            "coverage_error": oracle.coverage_error(truth, scores),
+            "map": np.nanmean(aps),
+            "auroc_macro": np.nanmean(aurocs),
+            "hamming": oracle.hamming_loss(truth, decisions),
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "auroc": aurocs,
+            "ap": aps,
+            "prevalence": truth.mean(axis=0),
+            "predicted_rate": decisions.mean(axis=0),
+            "positives": positives,
+        }.items():
+            drawn[name].append(value)
+    return drawn
+
+
+def test_bootstrap_metrics__equals_a_loop_over_the_same_resamples(monkeypatch):
+    y, predictions, groups, names = random_study()
+    monkeypatch.setattr(bootstrap, "_WEIGHT_CELLS", 7 * len(y))
+    result = bootstrap.bootstrap_metrics(y, predictions, groups, label_names=names, replicates=25, seed=3)
+    codes, counts = bootstrap.resample_counts(groups, 25, 3)
+    for row, prediction in enumerate(predictions.values()):
+        expected = loop_over_resamples(y, prediction, codes, counts)
+        for column, (metric, label) in enumerate(result.columns):
+            values = np.array(expected[metric])
+            if label is not None:
+                values = values[:, names.index(label)]
+            np.testing.assert_allclose(result.replicates[row, :, column], values, err_msg=f"{metric} {label}", **EXACT)
+
+
+def test_resamples__draw_whole_groups():
+    groups = np.array(["b", "a", "b", "c", "a"], dtype=object)
+    codes, counts = bootstrap.resample_counts(groups, 200, 0)
+    np.testing.assert_array_equal(codes, [1, 0, 1, 2, 0])
+    assert (counts.sum(axis=1) == 3).all()
+    assert abs(counts.mean(axis=0) - 1).max() < 0.2
+    np.testing.assert_array_equal(counts, bootstrap.resample_counts(groups, 200, 0)[1])
+    assert (counts != bootstrap.resample_counts(groups, 200, 1)[1]).any()
+
+
+def test_interval_and_difference__are_percentiles_of_the_replicates():
+    y, predictions, groups, names = random_study()
+    result = bootstrap.bootstrap_metrics(y, predictions, groups, label_names=names, replicates=300, seed=1, level=0.9)
+    column = result.columns.index(("lrap", None))
+    low, high = np.percentile(result.replicates[0, :, column], [5, 95])
+    interval = result.interval("good", "lrap")
+    np.testing.assert_allclose([interval.low, interval.high], [low, high])
+    assert interval.low < interval.value < interval.high and interval.replicates == 300
+    difference = result.difference("good", "poor", "lrap")
+    np.testing.assert_allclose(difference.value, interval.value - result.interval("poor", "lrap").value)
+    paired = result.replicates[0, :, column] - result.replicates[1, :, column]
+    np.testing.assert_allclose([difference.low, difference.high], np.percentile(paired, [5, 95]))
+    assert difference.low > 0
+    assert result.difference("good", "good", "map") == (0.0, 0.0, 0.0, 300)
+
+
+def test_rare_label__interval_counts_the_replicates_that_have_it():
+    y, predictions, groups, names = random_study()
+    y[:, 3] = False
+    y[7, 3] = True
+    result = bootstrap.bootstrap_metrics(y, predictions, groups, label_names=names, replicates=400, seed=1)
+    interval = result.interval("good", "auroc", names[3])
+    assert 200 < interval.replicates < 300  # 1 - 1/e of them have the only positive's patient
+    y[7, 3] = False
+    nothing = bootstrap.bootstrap_metrics(y, predictions, groups, label_names=names, replicates=20, seed=1)
+    interval = nothing.interval("good", "ap", names[3])
+    assert np.isnan([interval.value, interval.low, interval.high]).all() and interval.replicates == 0
+    assert np.isfinite(nothing.interval("good", "map").value)
+
+
+def test_table__has_a_row_for_every_number():
+    y, predictions, groups, names = random_study()
+    result = bootstrap.bootstrap_metrics(y, predictions, groups, label_names=names, replicates=30, seed=1)
+    table = result.table()
+    assert len(table) == len(predictions) * (len(OVERALL_METRICS) + len(LABEL_METRICS) * len(names))
+    chosen = table[(table.setting == "poor") & (table.metric == "ap") & (table.label == names[1])].iloc[0]
+    interval = result.interval("poor", "ap", names[1])
+    np.testing.assert_allclose([chosen.value, chosen.low, chosen.high], interval[:3])
+    assert (table.n == len(y)).all()
+
+
+def test_one_group__gives_no_interval():
+    y, predictions, _, names = random_study()
+    result = bootstrap.bootstrap_metrics(y, predictions, np.zeros(len(y)), label_names=names, replicates=10)
+    assert np.isnan(result.interval("good", "lrap").low) and np.isfinite(result.interval("good", "lrap").value)
+    assert result.table().low.isna().all()
+
+
+def test_clustered_bootstrap__equals_a_loop_and_skips_missing_values():
+    generator = np.random.default_rng(5)
+    statistics = generator.normal(size=(50, 3))
+    statistics[::4, 1] = np.nan
+    statistics[:, 2] = np.nan
+    statistics[4, 2] = 1.0
+    groups = generator.integers(0, 12, 50)
+    result = bootstrap.clustered_bootstrap(statistics, groups, replicates=60, seed=9)
+    codes, counts = bootstrap.resample_counts(groups, 60, 9)
+    for replicate, count in enumerate(counts):
+        rows = np.repeat(np.arange(50), count[codes])
+        np.testing.assert_allclose(result.replicates[replicate, :2], np.nanmean(statistics[rows, :2], axis=0), **EXACT)
+    np.testing.assert_allclose(result.value[:2], np.nanmean(statistics[:, :2], axis=0))
+    np.testing.assert_allclose(result.low[:2], np.nanpercentile(result.replicates[:, :2], 2.5, axis=0))
+    assert result.value[2] == 1.0 and np.isnan(result.low[2])
+
+
+def test_intervals_by_patient__are_wider_than_by_image():
+    generator = np.random.default_rng(2)
+    patients = np.repeat(np.arange(30), 10)
+    values = (generator.normal(size=30)[patients] + 0.1 * generator.normal(size=300))[:, None]
+    by_patient = bootstrap.clustered_bootstrap(values, patients, seed=1)
+    by_image = bootstrap.clustered_bootstrap(values, np.arange(300), seed=1)
+    assert (by_patient.high - by_patient.low)[0] > 2 * (by_image.high - by_image.low)[0]
+
+
+def test_thousand_replicates__take_seconds():
+    y, predictions, _, names = random_study(count=575)
+    begun = time.perf_counter()
+    bootstrap.bootstrap_metrics(y, predictions, np.arange(575), label_names=names, replicates=1000)
+    assert time.perf_counter() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"groups": np.arange(3)}, DataError, "3 groups for 90 samples"),
+        ({"groups": np.array([None] * 90, dtype=object)}, DataError, "90 samples have no group"),
+        ({"label_names": ("a",)}, DataError, "1 label names for 6"),
+        ({"replicates": 0}, UsageError, "at least 1"),
+        ({"level": 95}, UsageError, "not between 0 and 1"),
+    ],
+)
+def test_bootstrap_metrics__refuses_wrong_input(options, error, message):
+    y, predictions, groups, names = random_study()
+    with pytest.raises(error, match=message):
+        bootstrap.bootstrap_metrics(y, predictions, **({"groups": groups, "label_names": names} | options))
+
+
+def test_unknown_names__are_told_with_the_known_ones():
+    y, predictions, groups, names = random_study()
+    result = bootstrap.bootstrap_metrics(y, predictions, groups, label_names=names, replicates=5)
+    with pytest.raises(UsageError, match=r"no setting 'best'.*good, poor, tied"):
+        result.interval("best", "lrap")
+    with pytest.raises(UsageError, match="no metric 'recall' overall"):
+        result.interval("good", "recall")
