@@ -1,0 +1,44 @@
+# Two commands for a newcomer: make demo, make test. Both build .venv first; a second call finds it built.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint stress clean
+
+help:
+	@echo 'make demo     a whole study on phantoms; prints where its report lies'
+	@echo 'make test     ruff, mypy and the test suite'
+	@echo 'make lint     ruff and mypy alone'
+	@echo 'make stress   the slow tests: kills, full disks, large data'
+	@echo 'make install  build $(VENV) and install fluoroscope in it, as the others do by themselves'
+	@echo 'make clean    delete $(VENV), caches of tools and $(DEMO)'
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'fluoroscope needs Python 3.11 or newer; name one with: make PYTHON=python3.12'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo 'no venv module; on Debian: apt-get install python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/fluoro study configs/demo.yaml --out $(DEMO) --overwrite
+	@echo 'open $(CURDIR)/$(DEMO)/report.html'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m 'not slow'
+
+stress: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) $(DEMO) build .pytest_cache .mypy_cache .ruff_cache *.egg-info
