@@ -102,10 +102,8 @@ class Bootstrap:
         return pd.DataFrame(rows, columns=names)
 
     def _interval(self, value: float, replicates: np.ndarray) -> Interval:
-        low, high = percentile_ends(replicates, self.level)
-        if self.groups < 2:
-            low = high = np.nan
-        return Interval(float(value), float(low), float(high), int(np.isfinite(replicates).sum()))
+        low, high = (float(end) if self.groups > 1 else float("nan") for end in percentile_ends(replicates, self.level))
+        return Interval(float(value), low, high, int(np.isfinite(replicates).sum()))
 
     def _setting(self, name: str) -> int:
         if name not in self.settings:

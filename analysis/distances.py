@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from analysis.bootstrap import Interval, percentile_ends, resample_counts
+from analysis.vectors import normalise_rows
 from engine.errors import DataError, UsageError
 
 NO_CLASS = -1
@@ -73,21 +74,6 @@ def first_positive(y: np.ndarray) -> np.ndarray:
     """Return for each row of truth (n, L) the number of its first positive label, -1 where it has none; (n,) int64."""
     truth = np.asarray(y) == 1
     return np.where(truth.any(axis=1), truth.argmax(axis=1), NO_CLASS).astype(np.int64)
-
-
-def normalise_rows(features: np.ndarray) -> np.ndarray:
-    """Return embeddings (n, d) as float64 of length 1; DataError for a row of length 0 or not finite."""
-    values = np.asarray(features, dtype=np.float64)
-    if values.ndim != 2:
-        raise DataError(f"embeddings must be a table (samples, dimensions), got shape {values.shape}")
-    lengths = np.linalg.norm(values, axis=1)
-    wrong = ~(np.isfinite(lengths) & (lengths > 0))
-    if wrong.any():
-        raise DataError(
-            f"{wrong.sum()} embeddings cannot be normalised, first row {np.flatnonzero(wrong)[0]} of length "
-            f"{lengths[wrong][0]}; compute them again in fp32"
-        )
-    return values / lengths[:, None]
 
 
 def class_distances(
