@@ -1,0 +1,91 @@
+"""Files that are there whole or not at all, also after a power cut; and one clear error for a full disk.
+
+A file is written under a scratch folder on the same file system, synced, renamed to its place, and the folder that now
+names it is synced. Scratch files never lie among the data, so whoever lists the data sees finished files only.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import CacheError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_numbers = itertools.count()
+
+
+def write_whole(path: Path, parts: Iterable[bytes | np.ndarray], scratch: Path) -> None:
+    """Put a file in place by rename, replacing the one that may be there; readers of the old one keep it whole.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder must exist. Call `sync_folder` on that folder to make the rename itself durable.
+    parts : iterable of bytes or C-contiguous arrays
+        Written one after the other.
+    scratch : Path
+        Existing folder on the same file system; holds the file while it is written.
+
+    Raises
+    ------
+    CacheError
+        The disk is full (named with path and bytes) or the folder cannot be written. Nothing has changed then.
+    """
+    buffers = [_bytes_of(part) for part in parts]
+    byte_count = sum(len(buffer) for buffer in buffers)
+    temporary = scratch / f"{path.name}.{os.getpid()}-{next(_numbers)}.partial"
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            for buffer in buffers:
+                _write_all(file, buffer)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_error(error, path, byte_count) from error
+
+
+def _write_all(file: io.FileIO, buffer: memoryview) -> None:
+    while len(buffer):
+        buffer = buffer[file.write(buffer) :]
+
+
+def _bytes_of(part: bytes | np.ndarray) -> memoryview:
+    if isinstance(part, bytes):
+        return memoryview(part)
+    return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+
+
+def write_error(error: OSError, path: Path, byte_count: int | None = None) -> CacheError:
+    """Return the `CacheError` that tells a user what an `OSError` while writing means and what to do."""
+    amount = f"{byte_count:,} bytes" if byte_count is not None else "data"
+    if error.errno in FULL_DISK:
+        return CacheError(
+            f"no space left while writing {amount} to {path} ({error.strerror}); what was committed before is "
+            "valid: free some space or move the cache, then run the same command again and it goes on from there"
+        )
+    return CacheError(f"cannot write {amount} to {path}: {error.strerror or error}; check the folder and its rights")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames and new files in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; CacheError naming it where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(error, folder) from error
