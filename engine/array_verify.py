@@ -1,0 +1,199 @@
+"""Finding damage in a keyed array: what plain Zarr would read without a word.
+
+Comes in: the cache and an array's name. Goes out: its number of rows and a list of damage by array, chunk and rows. The
+metadata are built again from the group's attributes (whose digest is checked) and compared, chunk files are compared
+in number and size, every key must be there and stand once, every row must match its check. Takes no lock, so it can
+run beside writers: keys are read before payload, and what they add meanwhile is left for the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import array_format
+from engine.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
+from engine.errors import CacheError
+from engine.keys import KEY_BYTES
+from engine.row_check import row_checks
+from engine.row_lookup import first_occurrences
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing found wrong.
+
+    Parameters
+    ----------
+    array : str
+        ``<kind>/<name>``.
+    part : str
+        The Zarr array in it ("embedding", "key", "check", ...), or "" for the group itself.
+    chunk : int
+        Number of the row chunk, -1 where it is not about one.
+    rows : str
+        Row numbers, such as "17" or "4096-8191, 9000"; "" where it is not about rows.
+    problem : str
+    """
+
+    array: str
+    part: str
+    chunk: int
+    rows: str
+    problem: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a mapping, for tables and JSON."""
+        return asdict(self)
+
+
+def verify_array(cache: Path, kind: str, name: str) -> tuple[int, list[Damage]]:
+    """Return the number of rows of a keyed array and all damage found in it; raises for a newer format version only."""
+    folder, label = cache / STORE / kind / name, f"{kind}/{name}"
+    path = folder / METADATA
+    try:
+        content = path.read_bytes()
+        array_format.check_version(json.loads(content)["attributes"]["format_version"], path)
+        form = array_format.parse_group(content, path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return 0, [Damage(label, "", -1, "", f"the group's zarr.json cannot be read: {error!r}")]
+    except CacheError as error:
+        if "format version" in str(error):
+            raise
+        return 0, [Damage(label, "", -1, "", str(error))]
+    found = list(_wrong_group(form, content, kind, name, label))
+    promised: dict[str, int] = {}
+    for part in (KEY, CHECK, form.payload):
+        rows, problem = _promised_rows(folder / part, form, part)
+        promised[part] = rows
+        if problem:
+            found.append(Damage(label, part, -1, "", problem))
+    keys, wrong_keys = _read_keys(folder, form, promised[KEY], label)
+    found += wrong_keys
+    for part, rows in promised.items():
+        if rows > len(keys):
+            found.append(Damage(label, part, -1, "", f"its shape promises {rows} rows, there are keys for {len(keys)}"))
+    found += _wrong_files(folder, form, label)
+    found += _wrong_rows(folder, form, keys, label)
+    return len(keys), found
+
+
+def _wrong_group(form: ArrayFormat, content: bytes, kind: str, name: str, label: str) -> Iterator[Damage]:
+    if (form.kind, form.name) != (kind, name):
+        yield Damage(label, "", -1, "", f"its attributes say it is {form.kind}/{form.name}")
+    if content != array_format.document_bytes(form.group_document()):
+        yield Damage(label, "", -1, "", "the group's zarr.json differs from what its attributes imply")
+    if form.chunk_rows != array_format.choose_chunk_rows(form.row_bytes):
+        yield Damage(label, "", -1, "", f"{form.chunk_rows} rows a chunk are not this format's choice")
+
+
+def _promised_rows(folder: Path, form: ArrayFormat, part: str) -> tuple[int, str]:
+    """Return the rows that an array's zarr.json promises, and what is wrong with it."""
+    try:
+        content = (folder / METADATA).read_bytes()
+        rows = json.loads(content)["shape"][0]
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        return 0, f"its zarr.json cannot be read: {error!r}"
+    if not isinstance(rows, int) or content != array_format.document_bytes(form.array_document(part, rows)):
+        return 0, "its zarr.json differs from what the group's attributes imply"
+    return rows, ""
+
+
+def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tuple[np.ndarray, list[Damage]]:
+    """Return the keys up to the last one that is there, zeros where some are lost."""
+    numbers = _chunk_numbers(folder / KEY, form, KEY)[0]
+    last = max([*numbers, (promised - 1) // form.chunk_rows if promised else -1])
+    keys = np.zeros(((last + 1) * form.chunk_rows, KEY_BYTES), np.uint8)
+    found = []
+    for number in range(last + 1):
+        start = number * form.chunk_rows
+        content = _content(folder, form, KEY, number)
+        if isinstance(content, str):
+            found.append(Damage(label, KEY, number, f"{start}-{start + form.chunk_rows - 1}", content))
+        else:
+            keys[start : start + form.chunk_rows] = content.reshape(-1, KEY_BYTES)
+    present: np.ndarray = keys.any(axis=1)
+    count = int(np.flatnonzero(present)[-1]) + 1 if present.any() else 0
+    keys, present = keys[:count], present[:count]
+    reported = {damage.chunk for damage in found}
+    for number, rows in _by_chunk(np.flatnonzero(~present), form):
+        if number not in reported:
+            found.append(Damage(label, KEY, number, _ranges(rows), "keys are missing before later ones"))
+    twice = np.ones(count, bool)
+    twice[first_occurrences(keys)] = False
+    for number, rows in _by_chunk(np.flatnonzero(twice & present), form):
+        found.append(Damage(label, KEY, number, _ranges(rows), "keys stand a second time"))
+    return keys, found
+
+
+def _wrong_files(folder: Path, form: ArrayFormat, label: str) -> Iterator[Damage]:
+    for part in (form.payload, CHECK, KEY):
+        for stranger in _chunk_numbers(folder / part, form, part)[1]:
+            yield Damage(label, part, -1, "", f"the file {stranger!r} does not belong there")
+
+
+def _wrong_rows(folder: Path, form: ArrayFormat, keys: np.ndarray, label: str) -> Iterator[Damage]:
+    """Yield the chunks whose rows do not match their checks, or whose files are lost."""
+    for start in range(0, len(keys), form.chunk_rows):
+        number, some = start // form.chunk_rows, keys[start : start + form.chunk_rows]
+        contents = {part: _content(folder, form, part, number) for part in (form.payload, CHECK)}
+        rows = f"{start}-{start + len(some) - 1}"
+        lost = [(part, content) for part, content in contents.items() if isinstance(content, str)]
+        for part, problem in lost:
+            yield Damage(label, part, number, rows, problem)
+        if lost:
+            continue
+        payload = np.asarray(contents[form.payload]).reshape(form.chunk_rows, *form.row_shape)[: len(some)]
+        checks = np.asarray(contents[CHECK])[: len(some)]
+        wrong = np.flatnonzero((row_checks(some, payload) != checks) & some.any(axis=1))
+        if len(wrong):
+            whole = " (all of them: a swapped or foreign chunk file?)" if len(wrong) == len(some) > 1 else ""
+            problem = f"{len(wrong)} rows do not match their checks over key and payload{whole}"
+            yield Damage(label, form.payload, number, _ranges(wrong + start), problem)
+
+
+def _content(folder: Path, form: ArrayFormat, part: str, number: int) -> np.ndarray | str:
+    """Return a chunk file's values, or what is wrong with the file."""
+    path = folder / part / form.chunk_file(part, number)
+    try:
+        size = path.stat().st_size
+        if size != form.chunk_file_bytes(part):
+            return f"chunk file {path.name} has {size:,} bytes instead of {form.chunk_file_bytes(part):,}"
+        return np.fromfile(path, form.part_dtype(part))
+    except OSError as error:
+        return f"chunk file {path.name} cannot be read: {error.strerror}"
+
+
+def _chunk_numbers(folder: Path, form: ArrayFormat, part: str) -> tuple[list[int], list[str]]:
+    """Return the numbers of an array's chunk files, and the names of files that are none."""
+    numbers, strangers = [], []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return [], []
+    for name in names:
+        match = re.fullmatch(r"c\.(\d+)(\.0)*", name)
+        if match and form.chunk_file(part, int(match[1])) == name:
+            numbers.append(int(match[1]))
+        elif name != METADATA:
+            strangers.append(name)
+    return sorted(numbers), strangers
+
+
+def _by_chunk(rows: np.ndarray, form: ArrayFormat) -> Iterator[tuple[int, np.ndarray]]:
+    for number in np.unique(rows // form.chunk_rows):
+        yield int(number), rows[rows // form.chunk_rows == number]
+
+
+def _ranges(rows: np.ndarray, most: int = 8) -> str:
+    """Return ascending row numbers in short: 3-5, 9."""
+    breaks = np.flatnonzero(np.diff(rows) > 1) + 1
+    runs = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in np.split(rows, breaks)]
+    return ", ".join(runs[:most]) + (f", ... ({len(runs) - most} more runs)" if len(runs) > most else "")
