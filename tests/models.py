@@ -15,11 +15,11 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-WORDS = (
-    "a an the of is no with in on at and or left right lung heart chest xray radiograph showing photo normal mild large "
-    "small enlarged cardiomediastinum cardiomegaly opacity lesion edema consolidation pneumonia atelectasis pneumothorax "
-    "pleural effusion other fracture support devices finding findings impression clear acute disease"
-).split()
+WORDS = """
+    a an the of is no with in on at and or left right lung heart chest xray radiograph showing photo normal mild large
+    small enlarged cardiomediastinum cardiomegaly opacity lesion edema consolidation pneumonia atelectasis pneumothorax
+    pleural effusion other fracture support devices finding findings impression clear acute disease
+"""
 
 BERT_CONTEXT = 64
 
@@ -27,8 +27,8 @@ BERT_CONTEXT = 64
 def write_bert_files(folder: Path, *, width: int = 32, layers: int = 2, context_length: int = BERT_CONTEXT) -> None:
     """Write the text tower's config and its tokenizer: what a Hugging Face BERT folder holds, without weights."""
     characters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{letter}" for letter in characters), *WORDS]
-    pieces = list(dict.fromkeys(pieces))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = list(dict.fromkeys([*special, *characters, *(f"##{letter}" for letter in characters), *WORDS.split()]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     tokenizer = {
