@@ -1,0 +1,129 @@
+"""Drawing with operations whose result is the same on every machine.
+
+Geometry is float64 and rounded to 1/16 pixel before it is drawn; shapes are filled, stroked and blurred as uint8; noise is
+low-resolution integers enlarged with INTER_LINEAR_EXACT; layers are mixed by float32 `+` and `*`. Float blurs and resizes,
+warps and NumPy's exp differ between builds in the last bits and are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+BASE = 256.0
+SHIFT = 4
+Points = np.ndarray  # (n, 2) float64, thorax units: 1/256 of the image's side at scale 1, origin mid-thorax, y downwards
+
+
+def _spline_basis(steps: int) -> np.ndarray:
+    """Return Catmull-Rom weights, (steps, 4)."""
+    t = np.arange(steps, dtype=np.float64) / steps
+    return np.stack(
+        [
+            (-t + 2 * t * t - t * t * t) / 2,
+            (2 - 5 * t * t + 3 * t * t * t) / 2,
+            (t + 4 * t * t - 3 * t * t * t) / 2,
+            (t * t * t - t * t) / 2,
+        ],
+        axis=1,
+    )
+
+
+_BASIS = {steps: _spline_basis(steps) for steps in (3, 4, 5, 6, 8)}
+
+
+def spline(points: Sequence[tuple[float, float]] | Points, closed: bool = False, steps: int = 6) -> Points:
+    """Return a smooth curve through points, (m, 2) float64; also for many curves at once, (..., n, 2)."""
+    knots = np.asarray(points, np.float64)
+    if closed:
+        padded = np.concatenate([knots[..., -1:, :], knots, knots[..., :2, :]], axis=-2)
+    else:
+        padded = np.concatenate([knots[..., :1, :], knots, knots[..., -1:, :]], axis=-2)
+    basis = _BASIS[steps][:, :, None]
+    pieces = padded.shape[-2] - 3
+    curve = sum(padded[..., k : k + pieces, None, :] * basis[:, k] for k in range(4))
+    curve = np.asarray(curve).reshape(*knots.shape[:-2], pieces * steps, 2)
+    return curve if closed else np.concatenate([curve, knots[..., -1:, :]], axis=-2)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the thorax lies in the image: turned by `angle` radians, scaled by (wide, high), centred at (x, y) units."""
+
+    size: int
+    wide: float
+    high: float
+    angle: float
+    x: float
+    y: float
+
+    @property
+    def unit(self) -> float:
+        """Pixels a unit."""
+        return self.size / BASE
+
+    def place(self, points: Points) -> np.ndarray:
+        """Return points as int32 in 1/16 pixel, same shape."""
+        cosine, sine = np.cos(self.angle), np.sin(self.angle)
+        across, down = points[..., 0] * self.wide, points[..., 1] * self.high
+        placed = np.stack([cosine * across - sine * down + self.x, sine * across + cosine * down + self.y], axis=-1)
+        return np.rint(placed * (self.unit * (1 << SHIFT))).astype(np.int32)
+
+    def blank(self, reduction: int = 1) -> np.ndarray:
+        """Return an empty uint8 layer; reduced layers serve wide blurs."""
+        return np.zeros((self.size // reduction, self.size // reduction), np.uint8)
+
+    def fill(self, layer: np.ndarray, outlines: Sequence[Points], value: int = 255) -> np.ndarray:
+        """Fill closed outlines in a layer, in place; overlaps are filled too."""
+        for outline in outlines:
+            placed = self.place(outline)
+            if layer.shape[0] != self.size:
+                placed = placed * layer.shape[0] // self.size
+            cv2.fillPoly(layer, [placed], value, lineType=cv2.LINE_AA, shift=SHIFT)
+        return layer
+
+    def stroke(
+        self, layer: np.ndarray, lines: Sequence[Points] | Points, width: float, value: int = 255, closed: bool = False
+    ) -> np.ndarray:
+        """Draw open (or closed) lines of a width in units, in place."""
+        pixels = max(1, int(width * self.unit * (self.wide + self.high) / 2 + 0.5))
+        if isinstance(lines, np.ndarray):
+            placed = list(self.place(lines))
+        else:
+            ends = np.cumsum([len(line) for line in lines])
+            placed = np.split(self.place(np.concatenate(lines)), ends[:-1])
+        cv2.polylines(layer, placed, closed, value, thickness=pixels, lineType=cv2.LINE_AA, shift=SHIFT)
+        return layer
+
+    def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
+        """Return a layer blurred by sigma units."""
+        pixels = sigma * self.unit * layer.shape[0] / self.size
+        reach = 2 * int(2.5 * pixels + 0.5) + 1
+        return cv2.GaussianBlur(layer, (reach, reach), pixels) if reach > 1 else layer
+
+    def soft(self, outlines: Sequence[Points], sigma: float, value: int = 255) -> np.ndarray:
+        """Return filled outlines with a soft edge, uint8 (size, size); wide blurs are made small and enlarged."""
+        reduction = 8 if sigma >= 14 else 4 if sigma >= 5 else 2 if sigma >= 2.5 else 1
+        layer = self.blur(self.fill(self.blank(reduction), outlines, value), sigma)
+        return layer if reduction == 1 else self.enlarge(layer)
+
+    def enlarge(self, layer: np.ndarray) -> np.ndarray:
+        """Return a small uint8 layer at full size, bit for bit the same everywhere."""
+        return cv2.resize(layer, (self.size, self.size), interpolation=cv2.INTER_LINEAR_EXACT)
+
+    def cloud(self, rng: np.random.Generator, cells: int) -> np.ndarray:
+        """Return smooth noise of `cells` cells a side, float32 (size, size) in [-1, 1]."""
+        return self.enlarge(noise_cells(rng, cells)).astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+
+
+def noise_cells(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """Return independent uint8 noise, (cells, cells)."""
+    return np.frombuffer(rng.bytes(cells * cells), np.uint8).reshape(cells, cells)
+
+
+def share(layer: np.ndarray) -> np.ndarray:
+    """Return a uint8 layer as float32 in [0, 1]."""
+    return layer * np.float32(1 / 255)
