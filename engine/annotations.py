@@ -230,7 +230,7 @@ def read_box_table(
         boxes[name] = numbers_of(table, wanted[name], path)
     boxes["source"] = text_of(table[wanted["source"]]) if "source" in wanted else Path(path).name
     boxes["place"] = [place(path, row) for row in range(len(boxes))]
-    annotations = Annotations(_matched_to_samples(boxes, ids, path))
+    annotations = Annotations(matched_to_samples(boxes, ids, path))
     if sizes is not None:
         annotations.check_inside(sizes)
     return annotations
@@ -244,7 +244,7 @@ def rows_with_sample_ids(rows: pd.DataFrame, ids: SampleIds | None) -> pd.DataFr
     return found.explode("sample_id").dropna(subset=["sample_id"]).drop(columns="image").reset_index(drop=True)
 
 
-def _matched_to_samples(rows: pd.DataFrame, ids: SampleIds | None, path: str | Path) -> pd.DataFrame:
+def matched_to_samples(rows: pd.DataFrame, ids: SampleIds | None, path: str | Path) -> pd.DataFrame:
     """Return the rows of known images; DataError where the file names images but not one of them is known."""
     if ids is None:
         return rows_with_sample_ids(rows, ids)

@@ -60,6 +60,8 @@ class Dataset:
     reader : Reader
     annotations : Annotations
         Boxes and masks by sample id, in pixels of the original image.
+    notes : tuple of str
+        What the reader left out, guessed or could not tell, one sentence each, for a job's summary.
     """
 
     schema: str
@@ -69,6 +71,7 @@ class Dataset:
     labels: np.ndarray
     reader: Reader
     annotations: Annotations = field(default_factory=Annotations.empty)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         missing = [column for column in REQUIRED_COLUMNS if column not in self.samples.columns]

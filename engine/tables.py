@@ -7,7 +7,7 @@ id like "00042" keeps its zeros. Every complaint names the value, the file with 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +139,7 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
         shown = text.iloc[row]
         what = f"{shown!r} is not a finite number" if shown else "the cell is empty"
         raise DataError(
-            f"{place(path, row)}, column {column!r}: {what} ({int(wrong.sum())} such cells); "
+            f"{place(path, table.index[row])}, column {column!r}: {what} ({int(wrong.sum())} such cells); "
             "correct the table or name another column"
         )
     if blank is not None:
@@ -147,6 +147,6 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
     return numbers
 
 
-def place(path: str | Path, row: int) -> str:
-    """Return where a row of a table stands, as an editor counts lines: the header is line 1."""
-    return f"{Path(path).name} line {row + 2}"
+def place(path: str | Path, row: Hashable) -> str:
+    """Return where a row of a table (its index label) stands, as an editor counts lines: the header is line 1."""
+    return f"{Path(path).name} line {int(str(row)) + 2}"

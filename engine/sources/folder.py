@@ -1,0 +1,128 @@
+"""``folder:PATH``: a tree of images, with sub-folders as labels, or flat.
+
+What a folder says without a table: its first level of sub-folders are labels (after ``train``, ``val``, ``test``
+folders, if those come first), a ``.txt`` file beside an image is its text. Every image is its own group, because a
+folder names no patients.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from engine.dataset import Dataset
+from engine.errors import DataError
+from engine.sources.files import LARGEST_FILE, FileReader, count_suffixes, existing_folder, is_image, walk_files
+from engine.sources.schema import as_flag, as_integer, dataset_name
+from engine.splits import split_name
+
+logger = logging.getLogger(__name__)
+
+LARGEST_TEXT = 2**20
+
+
+def open_folder(
+    path: str, *, schema: str, max_bytes: int | str = LARGEST_FILE, follow_links: bool | str = True
+) -> Dataset:
+    """Open a folder of images.
+
+    Parameters
+    ----------
+    path : str
+        Images lie in it (flat: no labels), in one sub-folder a label, or in ``train|val|test`` folders of either.
+    max_bytes : int
+        Larger files become listed failures.
+    follow_links : bool
+        Whether symbolic links may lead out of the folder.
+
+    Returns
+    -------
+    Dataset
+        Ids and uris are paths relative to the folder, sorted; other files are counted in its notes.
+
+    Raises
+    ------
+    UsageError
+        No such folder.
+    DataError
+        No image in it.
+    """
+    root = existing_folder(path, schema)
+    files = walk_files(root)
+    images = [name for name in files if is_image(name)]
+    if not images:
+        holds = f"it holds {count_suffixes(files)} files" if files else "it is empty"
+        raise DataError(
+            f"{schema!r}: no image below {root!r}: {holds}; images are known by suffixes such as .png and .jpg"
+        )
+    texts, others = _texts_beside(root, images, [name for name in files if not is_image(name)])
+    splits, folders = _splits_and_folders(images)
+    label_names = tuple(sorted({folder for folder in folders if folder}))
+    labels = np.array([[folder == name for name in label_names] for folder in folders], dtype=np.int8)
+    notes = [f"{len(others)} files are no images and were left out: {count_suffixes(others)}"] if others else []
+    unlabelled = folders.count("")
+    if label_names and unlabelled:
+        notes.append(f"{unlabelled} images lie outside the {len(label_names)} label folders and have no label")
+    for note in notes:
+        logger.info("%s: %s", schema, note)
+    samples = pd.DataFrame(
+        {
+            "id": pd.Series(images, dtype=object),
+            "uri": pd.Series(images, dtype=object),
+            "text": pd.Series(texts, dtype=object),
+            "group": pd.Series(images, dtype=object),
+            "view": pd.Series([""] * len(images), dtype=object),
+            "split": pd.Series(splits, dtype=object),
+        }
+    )
+    return Dataset(
+        schema=schema,
+        name=dataset_name("folder", root),
+        samples=samples,
+        label_names=label_names,
+        labels=labels.reshape(len(images), len(label_names)),
+        reader=FileReader(root, as_integer("max_bytes", max_bytes, 1), as_flag("follow_links", follow_links)),
+        notes=tuple(notes),
+    )
+
+
+def _splits_and_folders(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return for each image its split ("" without) and its label folder ("" without)."""
+    parts = [name.split("/")[:-1] for name in images]
+    # A lone folder that holds everything, such as images/, says nothing about the images in it.
+    while all(parts) and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    first_level = {part[0] for part in parts if part}
+    has_splits = len(first_level) > 1 and all(split_name(name) for name in first_level)
+    if not has_splits:
+        return [""] * len(images), [part[0] if part else "" for part in parts]
+    splits = [split_name(part[0]) or "" if part else "" for part in parts]
+    return splits, [part[1] if len(part) > 1 else "" for part in parts]
+
+
+def _texts_beside(root: str, images: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the text of each image from the ``.txt`` file of its name, and the files that are left over."""
+    by_stem = {os.path.splitext(name)[0]: name for name in others if name.endswith(".txt")}
+    if not by_stem:
+        return [""] * len(images), list(others)
+    texts, used = [], set()
+    for image in images:
+        name = by_stem.get(os.path.splitext(image)[0])
+        texts.append(_read_text(os.path.join(root, name)) if name else "")
+        used.add(name)
+    return texts, [name for name in others if name not in used]
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_TEXT + 1)
+        if len(content) > LARGEST_TEXT:
+            raise DataError(f"the text file {path!r} is longer than {LARGEST_TEXT} bytes; is it the text of an image?")
+        return content.decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the text file {path!r}: {error}; save it as UTF-8") from error

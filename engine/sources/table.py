@@ -1,0 +1,390 @@
+"""``table:FILE.csv|parquet``: one row a sample, with columns mapped to what the engine carries.
+
+A table and the names of its columns come in. Labels are 0/1 columns (1 positive; 0, -1 and blank negative) or one
+column with a list such as ``Edema;Pneumonia``. Boxes come from a second table or a COCO file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.annotations import Annotations, read_box_table
+from engine.dataset import REQUIRED_COLUMNS, Dataset
+from engine.errors import DataError, UsageError
+from engine.sources.coco import read_coco
+from engine.sources.files import LARGEST_FILE, FileReader, existing_folder
+from engine.sources.schema import as_flag, as_integer, as_mapping, as_names, dataset_name
+from engine.splits import SPLITS, check_split, split_name
+from engine.tables import BLANK_VALUES, numbers_of, offer, place, read_table, require_columns, text_of
+
+logger = logging.getLogger(__name__)
+
+# Columns that are taken when the caller names none; option="" says that there is no such column.
+USUAL_COLUMNS = {
+    "id": ("id", "sample_id"),
+    "image": ("image", "image_path", "path", "file", "filename", "uri"),
+    "text": ("text", "report", "caption"),
+    "group": ("group", "patient_id", "patient", "subject_id"),
+    "view": ("view",),
+    "split": ("split",),
+}
+# So many images, spread over the table, are looked for at opening: enough to find a wrong root, cheap for any size.
+PROBED_IMAGES = 16
+
+
+def open_table(
+    path: str,
+    *,
+    schema: str,
+    root: str | None = None,
+    id: str | None = None,
+    image: str | None = None,
+    text: str | Sequence[str] | None = None,
+    group: str | None = None,
+    view: str | None = None,
+    split: str | None = None,
+    labels: str | Sequence[str] | None = None,
+    label_names: str | Sequence[str] | None = None,
+    separator: str = ";",
+    keep: str | Mapping[str, Any] | None = None,
+    boxes: str | None = None,
+    boxes_columns: str | Mapping[str, str] | None = None,
+    coco: str | None = None,
+    label_map: str | Mapping[str, str] | None = None,
+    size: str | Sequence[str] | None = None,
+    max_bytes: int | str = LARGEST_FILE,
+    follow_links: bool | str = True,
+) -> Dataset:
+    """Open a table of samples.
+
+    Parameters
+    ----------
+    path : str
+        A ``.csv``, ``.tsv`` or ``.parquet`` file.
+    root : str
+        Folder that the image paths are relative to; the table's own folder by default.
+    id, image, group, view, split : str
+        Names of columns; "" for none. Not given, the usual names are taken (`USUAL_COLUMNS`) where the table has them.
+        Without an id column the image path is the id, without a group column each sample is its own group.
+    text : str or list of str
+        One column, or several that are joined by a space.
+    labels : list of str, or str
+        Several 0/1 columns, or one column that holds lists of names (or is itself 0/1).
+    label_names : list of str
+        Order and extent of the labels, where `labels` is a column of lists; all names that occur, sorted, by default.
+    separator : str
+        Between the names of a list.
+    keep : mapping of column to value or list of values
+        Only rows that have it; ``keep=view:PA`` in a schema.
+    boxes, coco : str
+        A table of boxes (see `read_box_table`) or a COCO file, as found from here or from the table's folder.
+    boxes_columns : mapping
+        From image, label, x, y, width, height, source to the box table's columns.
+    label_map : mapping
+        Old to new names of the boxes' labels, such as ``{"Lung_Opacity": "Pneumonia"}``.
+    size : two str
+        Columns of the images' width and height in pixels, to check boxes with; "width" and "height" where there are.
+    max_bytes, follow_links
+        See `FileReader`.
+
+    Returns
+    -------
+    Dataset
+        Columns that were not used stay among its samples.
+
+    Raises
+    ------
+    UsageError
+        No such table, root or file of boxes.
+    DataError
+        A named column that is absent, an id twice, a label or split that is not known, or no image below the root.
+    """
+    file = Path(os.path.abspath(os.path.expanduser(path)))
+    table = read_table(file)
+    if not len(table):
+        raise DataError(f"the table {str(file)!r} has no rows")
+    lines = np.arange(len(table))
+    chosen = _chosen_columns(table, file, id=id, image=image, group=group, view=view, split=split)
+    text_columns = _text_columns(table, file, text)
+    if not chosen["image"] and not text_columns:
+        known = ", ".join(USUAL_COLUMNS["image"])
+        raise DataError(f"{str(file)!r} has no column of images ({known}); name it: image=COLUMN (or text=COLUMN)")
+    table, lines = _kept_rows(table, lines, as_mapping("keep", keep), file)
+    folder = existing_folder(root, schema) if root else str(file.parent)
+    reader = FileReader(folder, as_integer("max_bytes", max_bytes, 1), as_flag("follow_links", follow_links))
+
+    samples = _samples(table, lines, chosen, text_columns, file)
+    names, values, used = _labels(table, file, labels, as_names(label_names), separator)
+    extra = [column for column in table.columns if column not in REQUIRED_COLUMNS and column not in used]
+    samples = pd.concat([samples, table[extra].reset_index(drop=True)], axis=1)
+    _check_root(samples["uri"], reader, file)
+    if chosen["split"]:
+        check_split(samples["group"].to_numpy(dtype=object), samples["split"].to_numpy(dtype=object))
+
+    renames = as_mapping("label_map", label_map)
+    annotations = _annotations(samples, table, file, boxes, boxes_columns, coco, size, renames)
+    notes = () if chosen["group"] else ("no column of patients was named, so each sample is its own group",)
+    for note in notes:
+        logger.info("%s: %s", schema, note)
+    return Dataset(
+        schema=schema,
+        name=dataset_name("table", str(file), root=folder, keep=keep, id=id, image=image),
+        samples=samples,
+        label_names=names,
+        labels=values,
+        reader=reader,
+        annotations=annotations,
+        notes=notes,
+    )
+
+
+def label_matrix(table: pd.DataFrame, columns: Iterable[str], path: str | Path) -> np.ndarray:
+    """Return 0/1 columns as labels: 1 is positive; 0, -1 and blank are negative.
+
+    Returns
+    -------
+    ndarray of int8, (n, number of columns)
+
+    Raises
+    ------
+    DataError
+        A missing column, or a cell that is something else.
+    """
+    names = list(columns)
+    require_columns(table, names, path)
+    values = np.zeros((len(table), len(names)), dtype=np.int8)
+    for column, name in enumerate(names):
+        numbers = numbers_of(table, name, path, blank=0.0)
+        wrong = ~np.isin(numbers, (-1.0, 0.0, 1.0))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"{place(path, table.index[row])}, column {name!r}: {numbers[row]:g} is no label; "
+                "1 is positive, 0, -1 and blank are negative"
+            )
+        values[:, column] = numbers == 1
+    return values
+
+
+def _chosen_columns(table: pd.DataFrame, file: Path, **named: str | None) -> dict[str, str]:
+    """Return the table's column for each role, "" where there is none."""
+    chosen = {}
+    for role, column in named.items():
+        if column:
+            require_columns(table, [column], file)
+        elif column is None:
+            column = next((usual for usual in USUAL_COLUMNS[role] if usual in table.columns), "")
+        chosen[role] = column
+    return chosen
+
+
+def _text_columns(table: pd.DataFrame, file: Path, text: str | Sequence[str] | None) -> list[str]:
+    if text is None:
+        return [column for column in USUAL_COLUMNS["text"] if column in table.columns][:1]
+    columns = [text] if isinstance(text, str) and text in table.columns else as_names(text)
+    require_columns(table, columns, file)
+    return columns
+
+
+def _kept_rows(
+    table: pd.DataFrame, lines: np.ndarray, keep: Mapping[str, Any], file: Path
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the rows that have the wanted values, with the table's row numbers."""
+    for column, wanted in keep.items():
+        require_columns(table, [column], file)
+        values = [str(value) for value in (wanted if isinstance(wanted, (list, tuple, set)) else [wanted])]
+        present = text_of(table[column])
+        matches = present.isin(values).to_numpy()
+        if not matches.any():
+            raise DataError(f"no row of {str(file)!r} has {column} {values}; {offer(values[0], present.unique())}")
+        table, lines = table[matches], lines[matches]
+    # The index keeps the line of each row, for messages.
+    table = table.set_axis(pd.Index(lines), axis=0)
+    return table, lines
+
+
+def _samples(
+    table: pd.DataFrame, lines: np.ndarray, chosen: Mapping[str, str], text_columns: Sequence[str], file: Path
+) -> pd.DataFrame:
+    """Return the required columns."""
+    blank = pd.Series([""] * len(table), index=table.index, dtype=object)
+    columns = {role: text_of(table[column]) if column else blank for role, column in chosen.items()}
+    ids = columns["id"] if chosen["id"] else columns["image"]
+    if not chosen["id"] and not chosen["image"]:
+        ids = pd.Series([f"row-{line}" for line in lines], index=table.index, dtype=object)
+    _check_ids(ids, file, chosen["id"] or chosen["image"])
+    text = blank
+    for column in text_columns:
+        addition = text_of(table[column])
+        gap = np.where((text != "") & (addition != ""), " ", "")
+        text = text + gap + addition
+    group = columns["group"].where(columns["group"] != "", ids)
+    return pd.DataFrame(
+        {
+            "id": ids,
+            "uri": columns["image"],
+            "text": text,
+            "group": group,
+            "view": columns["view"],
+            "split": _split_column(columns["split"], file, chosen["split"]),
+        }
+    ).reset_index(drop=True)
+
+
+def _check_ids(ids: pd.Series, file: Path, column: str) -> None:
+    if (ids == "").any():
+        line = int(ids.index[int(np.flatnonzero(ids == "")[0])])
+        raise DataError(f"{place(file, line)}, column {column!r}: the id is blank; name another id column: id=COLUMN")
+    twice = ids[ids.duplicated(keep=False)]
+    if len(twice):
+        first = ids.index[ids == twice.iloc[0]][:2]
+        raise DataError(
+            f"{place(file, int(first[0]))} and line {int(first[1]) + 2}, column {column!r}: the id {twice.iloc[0]!r} "
+            f"occurs more than once ({twice.nunique()} such ids); name another id column (id=COLUMN) or remove rows"
+        )
+
+
+def _split_column(values: pd.Series, file: Path, column: str) -> pd.Series:
+    known = {word: split_name(word) for word in values.unique()}
+    for word, name in known.items():
+        if name is None:
+            line = int(values.index[int(np.flatnonzero(values == word)[0])])
+            raise DataError(
+                f"{place(file, line)}, column {column!r}: unknown split {word!r}; known are {', '.join(SPLITS)} and "
+                "blank (split='' ignores the column)"
+            )
+    return values.map(known).astype(object)
+
+
+def _labels(
+    table: pd.DataFrame,
+    file: Path,
+    labels: str | Sequence[str] | None,
+    label_names: list[str],
+    separator: str,
+) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
+    """Return label names, the (n, L) matrix, and the columns that it was made from."""
+    columns = [labels] if isinstance(labels, str) and labels in table.columns else as_names(labels)
+    if not columns:
+        if label_names:
+            raise UsageError("label_names says which labels there are, but labels=COLUMN does not say where they stand")
+        return (), np.zeros((len(table), 0), dtype=np.int8), []
+    require_columns(table, columns, file)
+    if len(columns) > 1 or not isinstance(labels, str) or _is_numeric(table[columns[0]]):
+        if label_names and len(label_names) != len(columns):
+            raise UsageError(f"label_names names {len(label_names)} labels, but labels names {len(columns)} columns")
+        return tuple(label_names or columns), label_matrix(table, columns, file), columns
+    lists = text_of(table[columns[0]]).str.split(separator)
+    exploded = lists.explode().str.strip()
+    exploded = exploded[~exploded.str.lower().isin(BLANK_VALUES)]
+    names = label_names or sorted(exploded.unique())
+    unknown = exploded[~exploded.isin(names)]
+    if len(unknown):
+        raise DataError(
+            f"{place(file, int(unknown.index[0]))}, column {columns[0]!r}: unknown label {unknown.iloc[0]!r} "
+            f"({unknown.nunique()} such names); {offer(unknown.iloc[0], names)}"
+        )
+    values = np.zeros((len(table), len(names)), dtype=np.int8)
+    position_of_line = pd.Series(np.arange(len(table)), index=table.index)
+    values[position_of_line[exploded.index].to_numpy(), pd.Index(names).get_indexer(exploded)] = 1
+    return tuple(names), values, columns
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    """Tell whether a column holds numbers or blanks only, with at least one number."""
+    text = text_of(values).str.lower()
+    text = text[~text.isin(BLANK_VALUES)]
+    return len(text) > 0 and bool(pd.to_numeric(text, errors="coerce").notna().all())
+
+
+def _check_root(uris: pd.Series, reader: FileReader, file: Path) -> None:
+    """Raise DataError when not one of some spread images is there: then the root is wrong, not the images."""
+    named = uris[uris != ""].to_numpy(dtype=object)
+    if not len(named):
+        return
+    probed = named[np.unique(np.linspace(0, len(named) - 1, PROBED_IMAGES).astype(int))]
+    for uri in probed:
+        try:
+            reader.fingerprint(uri)
+        except DataError:
+            continue
+        return
+    raise DataError(
+        f"none of {len(probed)} images that {file.name!r} names is below {reader.root!r}, first {probed[0]!r}; "
+        "say which folder the paths are relative to: root=FOLDER"
+    )
+
+
+def _annotations(
+    samples: pd.DataFrame,
+    table: pd.DataFrame,
+    file: Path,
+    boxes: str | None,
+    boxes_columns: str | Mapping[str, str] | None,
+    coco: str | None,
+    size: str | Sequence[str] | None,
+    renames: Mapping[str, str],
+) -> Annotations:
+    """Return boxes and masks from the one file that was named."""
+    if not boxes and not coco:
+        if renames:
+            raise UsageError("label_map renames the labels of boxes, but neither boxes=TABLE nor coco=FILE is given")
+        return Annotations.empty()
+    if boxes and coco:
+        raise UsageError("boxes come from boxes=TABLE or from coco=FILE, not from both")
+    ids = image_names(samples)
+    if coco:
+        annotations = read_coco(_beside(coco, file.parent), ids=ids)
+    else:
+        columns = as_mapping("boxes_columns", boxes_columns)
+        annotations = read_box_table(
+            _beside(boxes or "", file.parent), columns, ids, _sizes(samples, table, file, size)
+        )
+    return annotations.renamed(renames)
+
+
+def image_names(samples: pd.DataFrame) -> dict[str, str]:
+    """Return from every name that an annotation file may use for an image (id, path, file name, stem) to the sample id.
+
+    A name that several samples share, such as one file name in two folders, is left out.
+    """
+    forms: dict[str, set[str]] = {}
+    for sample_id, uri in zip(samples["id"], samples["uri"], strict=True):
+        base = uri.replace("\\", "/").rpartition("/")[2]
+        for name in {uri, base, os.path.splitext(base)[0]} - {""}:
+            forms.setdefault(name, set()).add(sample_id)
+    names = {name: next(iter(owners)) for name, owners in forms.items() if len(owners) == 1}
+    return names | {sample_id: sample_id for sample_id in samples["id"]}
+
+
+def _sizes(
+    samples: pd.DataFrame, table: pd.DataFrame, file: Path, size: str | Sequence[str] | None
+) -> dict[str, tuple[int, int]] | None:
+    """Return the (height, width) of each image from the table, None where it does not say."""
+    columns = as_names(size)
+    if size is None and {"width", "height"} <= set(table.columns):
+        columns = ["width", "height"]
+    if not columns:
+        return None
+    if len(columns) != 2:
+        raise UsageError(f"size={size!r} must name two columns: width and height")
+    require_columns(table, columns, file)
+    widths, heights = (numbers_of(table, column, file, blank=0.0) for column in columns)
+    known = (widths > 0) & (heights > 0)
+    return {
+        sample_id: (int(height), int(width))
+        for sample_id, height, width in zip(samples["id"][known], heights[known], widths[known], strict=True)
+    }
+
+
+def _beside(name: str, folder: Path) -> Path:
+    """Return a file as found from the working folder or, failing that, from the table's folder."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() or path.exists() else folder / path
