@@ -45,10 +45,18 @@ class DatasetOptions(JobConfig):
     data: dict[str, Any] = Field(default_factory=dict, description="options of the data set, such as labels or boxes")
 
 
+class SplitOptions(JobConfig):
+    """Which samples train, choose and test."""
+
+    how: Literal["given", "study", "grouped"] = Field("given", description="in the data, the study's own, or by group")
+    fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test of a grouped split")
+    seed: int = Field(0, description="seed of a grouped split")
+
+
 class ModelOptions(JobConfig):
     """Fields shared by the verbs that load an encoder."""
 
-    model: str = Field(description="open_clip name/weights, hf-hub:OWNER/NAME or local-dir:PATH")
+    model: str = Field(description="open_clip name/weights, hf-hub:OWNER/NAME, local-dir:PATH or phantom-clip")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="numbers the model computes in")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -76,6 +84,7 @@ def load_config(
     source: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     options: Mapping[str, Any] | None = None,
+    spelled: Mapping[str, str] | None = None,
 ) -> ConfigT:
     """Return a validated config.
 
@@ -88,6 +97,8 @@ def load_config(
         Values in a text are read as YAML, so 3 is a number and [a, b] a list; for a text field they stay as typed.
     options : mapping of dotted keys, optional
         What the command line's own options gave; None values are left out.
+    spelled : mapping of dotted key to text, optional
+        How the command line gives a key, such as {"model": "--model NAME"}, for the error where it is missing.
 
     Raises
     ------
@@ -112,7 +123,8 @@ def load_config(
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explained(error, config_class, values, place, lines, from_command_line)) from None
+        explained = _explained(error, config_class, values, place, lines, from_command_line, spelled or {})
+        raise UsageError(explained) from None
 
 
 def find_config(name: str | Path) -> Path:
@@ -341,12 +353,13 @@ def _explained(
     place: str,
     lines: Mapping[KeyPath, int],
     from_command_line: set[KeyPath],
+    spelled: Mapping[str, str],
 ) -> str:
     """Return a validation error in the reader's words, one line a key, with the place it stands in."""
     by_key: dict[KeyPath, list[str]] = {}
     for detail in error.errors(include_url=False):
         key = _key_of(detail["loc"], values, detail["type"] == "missing")
-        sentence = _sentence(dict(detail), key, config_class)
+        sentence = _sentence(dict(detail), key, config_class, spelled)
         if sentence not in by_key.setdefault(key, []):
             by_key[key].append(sentence)
     messages = []
@@ -385,13 +398,14 @@ def _key_of(location: Sequence[str | int], values: Any, missing: bool) -> KeyPat
     return tuple(key)
 
 
-def _sentence(detail: dict[str, Any], key: KeyPath, config_class: type[BaseModel]) -> str:
+def _sentence(detail: dict[str, Any], key: KeyPath, config_class: type[BaseModel], spelled: Mapping[str, str]) -> str:
     dotted = dotted_key(key)
     kind, given, context = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key {dotted!r}; {_nearest_key(dotted, config_class)}"
     if kind == "missing":
-        return f"{dotted!r} is required and not given; add it to the file or give --set {dotted}=VALUE"
+        way = spelled.get(dotted, f"--set {dotted}=VALUE")
+        return f"{dotted!r} is required and not given; give {way}, or add it to the config file"
     if kind in ("value_error", "assertion_error"):
         reason = str(context.get("error", detail["msg"]))
         return f"{dotted!r}: {reason}" if dotted else reason

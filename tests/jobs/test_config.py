@@ -144,7 +144,8 @@ def test_wrong_values_are_explained_in_plain_words(values, expected):
 
 
 def test_missing_value_names_the_next_step():
-    assert "'dataset' is required and not given; add it to the file or give --set dataset=VALUE" in message({})
+    assert "'dataset' is required and not given; give --set dataset=VALUE, or add it to the config file" in message({})
+    assert "not given; give DATASET, or add" in message({}, spelled={"dataset": "DATASET"})
 
 
 def test_all_mistakes_are_told_at_once(write):

@@ -1,0 +1,82 @@
+"""The command `fluoro`: a thin skin over the verbs, which turns errors into one message and an exit status.
+
+0 all done; 1 the job failed; 2 wrong usage; 3 done, but some samples failed; 130 stopped by Ctrl-C. Nothing heavy is
+imported here: `fluoro --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from engine.errors import FluoroscopeError
+from engine.version import __version__
+from jobs.commands.group import LazyGroup
+
+DONE, FAILED, USAGE, DONE_WITH_FAILURES, STOPPED = 0, 1, 2, 3, 130
+
+
+@click.group(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="fluoro", message="%(prog)s %(version)s")
+def fluoro() -> None:
+    """Look inside an image-text model while it works.
+
+    Embed a data set once, then ask it everything: retrieval, zero-shot, linear probes, distances, fine-tuning,
+    heatmaps. 'fluoro VERB --help' tells a verb's options; all verbs take --json.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit status."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit status; all errors end here."""
+    debug = "--debug" in arguments
+    try:
+        status = fluoro.main(args=arguments, prog_name="fluoro", standalone_mode=False)
+        return status if isinstance(status, int) else DONE
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _told(
+            "stopped; what was computed so far is kept, and the same command goes on from there", STOPPED, debug
+        )
+    except FluoroscopeError as error:
+        return _told(f"error: {error}", error.exit_status, debug)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has left: nothing to tell, and nobody to tell it to.
+        sys.stderr.close()
+        return DONE
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _told(f"error: {error.strerror or error}{where}", FAILED, debug)
+    except MemoryError:
+        return _told("error: out of memory; try a smaller --batch-size or fewer --workers", FAILED, debug)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            return _told("error: the accelerator is out of memory; try a smaller --batch-size", FAILED, debug)
+        return _told(
+            "error: this is a mistake in fluoroscope, not in your request; please report it", FAILED, debug=True
+        )
+
+
+def _told(message: str, status: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(message, err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

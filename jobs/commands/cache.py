@@ -1,0 +1,72 @@
+"""The verbs `embed`, `cache ls`, `cache verify`, `index` and `search`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jobs.commands import options
+from jobs.commands.verb import verb
+
+
+def _parts(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+    """Split a comma list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if value else None
+
+
+@verb("embed", "jobs.embed")
+@options.dataset
+@options.model
+@options.cache
+@click.option(
+    "--what", metavar="LIST", callback=_parts, help="Comma list of image, text, pixels, tokens@LAYER. [image]"
+)
+@options.batches
+@click.option("--rehash", is_flag=True, default=None, help="Read every file again, also those that look unchanged.")
+def embed(**given: Any) -> dict[str, Any]:
+    """Embed the images and texts of DATASET into the cache; what is there already is not computed again.
+
+    DATASET is folder:PATH, table:FILE.csv, iu-xray:PATH or phantom:N?seed=S. Files that cannot be read are listed with
+    their reason (exit status 3); everything else is done. A killed run goes on where it was.
+    """
+    return options.with_data(given)
+
+
+@verb("cache ls", "jobs.cache", config="ListConfig", run="ls")
+@options.cache
+def ls(**given: Any) -> dict[str, Any]:
+    """List what is cached: encoders, arrays, rows and bytes."""
+    return given
+
+
+@verb("cache verify", "jobs.cache", config="VerifyConfig", run="verify")
+@options.cache
+def verify(**given: Any) -> dict[str, Any]:
+    """Check every row against its checksum, and the metadata against the format."""
+    return given
+
+
+@verb("index", "jobs.index")
+@options.cache
+@click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")
+@click.option("--kind", type=click.Choice(["image", "text"]), help="Which embeddings. [image]")
+@click.option("--how", type=click.Choice(["exact", "ivf", "hnsw"]), help="Kind of index. [exact]")
+def index(**given: Any) -> dict[str, Any]:
+    """Build a search index over the cached embeddings of an encoder."""
+    return given
+
+
+@verb("search", "jobs.search")
+@options.dataset
+@options.model
+@options.cache
+@click.option("--text", multiple=True, metavar="TEXT", help="Search by text; may be given several times.")
+@click.option("--image", multiple=True, metavar="FILE", help="Search by an image file; may be given several times.")
+@click.option("--id", multiple=True, metavar="SAMPLE", help="Search by a sample of DATASET; likewise.")
+@click.option("-k", "k", type=int, metavar="N", help="Neighbours of each query. [10]")
+@click.option("--kind", type=click.Choice(["image", "text"]), help="Search among images or texts. [image]")
+@click.option("--how", type=click.Choice(["exact", "ivf", "hnsw"]), help="Kind of index. [exact]")
+def search(**given: Any) -> dict[str, Any]:
+    """Find the samples of DATASET nearest to texts, image files or samples."""
+    return options.with_data(given)

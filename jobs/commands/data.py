@@ -1,0 +1,32 @@
+"""The verbs `dataset info` and `dataset write`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jobs.commands import options
+from jobs.commands.verb import verb
+
+
+@verb("dataset info", "jobs.dataset", config="InfoConfig", run="info")
+@options.dataset
+@options.splits
+def info(**given: Any) -> dict[str, Any]:
+    """Tell what DATASET holds: samples, patients, views, splits, labels, boxes, texts.
+
+    DATASET is folder:PATH, table:FILE.csv, iu-xray:PATH or phantom:N?seed=S.
+    """
+    return options.with_data(given)
+
+
+@verb("dataset write", "jobs.dataset", config="WriteConfig", run="write")
+@options.dataset
+@click.argument("directory", metavar="DIRECTORY", required=False)
+def write(**given: Any) -> dict[str, Any]:
+    """Write the phantoms of DATASET into DIRECTORY: PNG images, XML reports, labels and boxes.
+
+    'iu-xray:DIRECTORY' reads them back equal.
+    """
+    return options.with_data(given)

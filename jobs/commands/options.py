@@ -1,0 +1,79 @@
+"""Options that several verbs share, so that the same thing has the same name everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def dataset(function: Function) -> Function:
+    """Add DATASET and --data."""
+    function = click.option(
+        "--data",
+        "data",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of the data set, such as labels=FILE or view=all; like ?KEY=VALUE in DATASET.",
+    )(function)
+    return click.argument("dataset", metavar="DATASET", required=False)(function)
+
+
+def model(function: Function) -> Function:
+    """Add --model, --precision and --device."""
+    function = click.option("--device", help="auto, cpu, cuda or cuda:N. [auto]")(function)
+    function = click.option(
+        "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Numbers the model computes in. [fp32]"
+    )(function)
+    return click.option(
+        "--model", "-m", metavar="NAME", help="ARCHITECTURE/WEIGHTS, hf-hub:OWNER/NAME, local-dir:PATH or phantom-clip."
+    )(function)
+
+
+def cache(function: Function) -> Function:
+    """Add --cache."""
+    return click.option(
+        "--cache", metavar="DIR", help="Folder of the cache. [$FLUOROSCOPE_CACHE or ~/.cache/fluoroscope]"
+    )(function)
+
+
+def batches(function: Function) -> Function:
+    """Add --batch-size and --workers."""
+    function = click.option("--workers", type=int, metavar="N", help="Processes that read and decode. [by cores]")(
+        function
+    )
+    return click.option("--batch-size", type=int, metavar="N", help="Samples a batch. [by memory]")(function)
+
+
+def splits(function: Function) -> Function:
+    """Add --split and --split-seed."""
+    function = click.option("--split-seed", "split__seed", type=int, metavar="S", help="Seed of a grouped split. [0]")(
+        function
+    )
+    return click.option(
+        "--split",
+        "split__how",
+        type=click.Choice(["given", "study", "grouped"]),
+        help="Split given in the data, the study's own, or by patient.",
+    )(function)
+
+
+def out(function: Function) -> Function:
+    """Add --out, --overwrite."""
+    function = click.option(
+        "--overwrite", is_flag=True, default=None, help="Replace what an earlier run left in --out."
+    )(function)
+    return click.option("--out", "-o", metavar="DIR", help="Run folder. [a new one in the cache]")(function)
+
+
+def with_data(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with --data pairs as values."""
+    pairs = options.pop("data", ())
+    if pairs:
+        from jobs.config import parse_pairs
+
+        options["data"] = parse_pairs(pairs, "--data")
+    return options

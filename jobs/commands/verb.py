@@ -1,0 +1,174 @@
+"""How a click command becomes a job: options -> validated config -> ``jobs.<verb>.run(config)`` -> a table or JSON.
+
+A command's function holds nothing but its options and its help; it returns the options as dotted config keys. Those
+that the config does not know, but ``run`` takes as arguments (such as ``out``), are handed to ``run``. The verb's
+module, with torch and the like, is imported only when the command runs, not for its help.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import click
+
+from engine.errors import UsageError
+from jobs.commands import group
+from jobs.commands.catalogue import VERBS
+
+OURS = ("engine", "analysis", "jobs", "fluoroscope")
+Options = dict[str, Any]
+
+COMMON = (
+    click.Option(
+        ["--config", "config_file"], metavar="FILE", help="YAML file with the verb's config; options win over it."
+    ),
+    click.Option(["--set", "overrides"], multiple=True, metavar="KEY=VALUE", help="Set any key of the config, dotted."),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON on standard output."),
+    click.Option(["--quiet", "-q"], is_flag=True, help="No progress; only the result."),
+    click.Option(["--debug"], is_flag=True, help="Log everything, and show where an error was raised."),
+)
+
+
+class VerbCommand(click.Command):
+    """A command whose arguments may also come from ``--config``, and whose help ends with its example."""
+
+    def __init__(self, path: str, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.path = path
+        self.job = ("", "", "")
+
+    def invoke(self, context: click.Context) -> Any:
+        """Ask for the arguments, unless a config file or --set may hold them."""
+        if not context.params.get("config_file") and not context.params.get("overrides"):
+            for parameter in self.params:
+                if isinstance(parameter, click.Argument) and context.params.get(str(parameter.name)) in (None, ()):
+                    raise click.MissingParameter(ctx=context, param=parameter)
+        return super().invoke(context)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verb's example, unwrapped."""
+        group.write_examples(formatter, [VERBS[self.path]])
+
+
+def verb(
+    path: str, module: str, *, config: str = "Config", run: str = "run"
+) -> Callable[[Callable[..., Options]], VerbCommand]:
+    """Make a click command of a function that returns config values.
+
+    Parameters
+    ----------
+    path : str
+        The verb's words, as in the catalogue.
+    module : str
+        Module with the config class and the function, such as "jobs.embed".
+    config, run : str
+        Their names in it.
+    """
+
+    def decorate(function: Callable[..., Options]) -> VerbCommand:
+        parameters = list(reversed(getattr(function, "__click_params__", [])))
+        taken = {parameter.name for parameter in parameters}
+
+        def callback(
+            config_file: str | None,
+            overrides: tuple[str, ...],
+            as_json: bool,
+            quiet: bool,
+            debug: bool,
+            **options: Any,
+        ) -> int:
+            values = {key_of(name): value for name, value in function(**options).items() if value not in (None, ())}
+            job = Job(module, config, run, {key_of(str(item.name)): spelling(item) for item in parameters})
+            return execute(job, values, config_file, overrides, as_json, quiet, debug)
+
+        command = VerbCommand(
+            path,
+            name=path.split()[-1],
+            callback=callback,
+            params=[*parameters, *(option for option in COMMON if option.name not in taken)],
+            help=inspect.getdoc(function),
+            short_help=VERBS[path].summary,
+        )
+        command.job = (module, config, run)
+        return command
+
+    return decorate
+
+
+class Job(NamedTuple):
+    """Where a verb's work is: module, names of its config class and function; and how its options are written."""
+
+    module: str
+    config: str
+    run: str
+    spelled: Mapping[str, str]
+
+
+def key_of(name: str) -> str:
+    """Return the config key of a parameter: a section's ``.`` is written ``__``, as click wants identifiers."""
+    return name.replace("__", ".")
+
+
+def spelling(parameter: click.Parameter) -> str:
+    """Return how a parameter is given, such as ``--model NAME`` or ``DATASET``."""
+    shown = parameter.metavar or str(parameter.name).upper()
+    return shown if isinstance(parameter, click.Argument) else f"{max(parameter.opts, key=len)} {shown}"
+
+
+def execute(
+    job: Job,
+    values: Mapping[str, Any],
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> int:
+    """Validate, run and show one job; return its exit status."""
+    # Imported here: pydantic and rich are not wanted for help texts.
+    from jobs import config as configs
+    from jobs import progress as displays
+    from jobs.commands import show
+
+    if config_file:
+        configs.find_config(config_file)  # before the verb's module is imported, which takes seconds
+    module = importlib.import_module(job.module)
+    config_class, run = getattr(module, job.config), getattr(module, job.run)
+    taken = set(inspect.signature(run).parameters)
+    fields = {key: value for key, value in values.items() if key.split(".")[0] in config_class.model_fields}
+    arguments = {key: value for key, value in values.items() if key not in fields and key in taken}
+    unknown = sorted(set(values) - set(fields) - set(arguments))
+    if unknown:
+        raise UsageError(f"{job.module} does not take {', '.join(unknown)}; leave the option out")
+    config = configs.load_config(config_class, config_file, overrides, fields, job.spelled)
+    progress = displays.make_progress("quiet" if quiet else "auto")
+    set_up_log(progress, quiet, debug)
+    if "progress" in taken:
+        arguments["progress"] = progress
+    with progress:
+        result = run(config, **arguments)
+    return show.show(result, as_json)
+
+
+def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:
+    """Send the log to standard error: through a live display where there is one, as plain lines elsewhere."""
+    live = hasattr(progress, "console")
+    handler: logging.Handler
+    if live:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=progress.console, show_path=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.WARNING if quiet or live else logging.INFO)
