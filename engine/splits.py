@@ -56,7 +56,8 @@ def check_split(groups: Sequence[str] | np.ndarray, split: Sequence[str] | np.nd
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         raise DataError(
             f"{len(named)} groups are in more than one split, so what is tested was seen in training: "
-            f"{'; '.join(named[:5])}{more}; correct the split column, or split anew by group (how='grouped')"
+            f"{'; '.join(named[:5])}{more}; correct the split column, or leave it out (split='') "
+            "and split by group (how='grouped')"
         )
 
 

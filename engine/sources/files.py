@@ -146,6 +146,8 @@ def _is_below(path: str, root: str) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is not a file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 

@@ -1,0 +1,184 @@
+"""Tables of samples."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from engine.errors import DataError, ImageError, UsageError
+from engine.sources import open_dataset
+from engine.splits import apply_split
+from tests.conftest import shared_data
+from tests.engine.open_i_files import write_png
+
+HEADER = "image,patient_id,view,split,findings,impression,Edema,Fracture,names,width,height"
+ROWS = (
+    "a.png,p1,PA,train,Wet.,,1,0,Edema;Mass,10,12",
+    "b.png,p1,AP,training,,Broken.,0,1.0,Fracture,10,12",
+    "c.png,,PA,validation,Wet.,Broken.,-1,,,10,12",
+    "d.png,p4,PA,test,,,True,0,Mass,10,12",
+)
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write(tmp_path, HEADER, *ROWS)
+
+
+def write(folder, *lines):
+    path = folder / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        write_png(folder / name)
+    return f"table:{path}"
+
+
+def test_columns_are_mapped(table):
+    dataset = open_dataset(table, labels=["Edema", "Fracture"], text=["findings", "impression"])
+    assert dataset.ids.tolist() == ["a.png", "b.png", "c.png", "d.png"]
+    assert dataset.groups.tolist() == ["p1", "p1", "c.png", "p4"]
+    assert dataset.samples["text"].tolist() == ["Wet.", "Broken.", "Wet. Broken.", ""]
+    assert dataset.samples["split"].tolist() == ["train", "train", "val", "test"]
+    assert dataset.label_names == ("Edema", "Fracture")
+    assert dataset.labels.tolist() == [[1, 0], [0, 1], [0, 0], [1, 0]] and dataset.labels.dtype == np.int8
+    assert "names" in dataset.samples and "Edema" not in dataset.samples
+    assert dataset.reader.read("a.png").startswith(b"\x89PNG")
+
+
+def test_labels_from_a_list_column(table):
+    dataset = open_dataset(table, labels="names")
+    assert dataset.label_names == ("Edema", "Fracture", "Mass")
+    assert dataset.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 0, 1]]
+    dataset = open_dataset(f"{table}?labels=names&label_names=Mass,Fracture,Edema,Hernia")
+    assert dataset.labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_keep__filters_rows_and_keeps_line_numbers(table):
+    dataset = open_dataset(table + "?keep=view:PA&labels=names")
+    assert dataset.ids.tolist() == ["a.png", "c.png", "d.png"]
+    with pytest.raises(DataError, match=r"table.csv line 5, column 'names': unknown label 'Mass'.*nearest: Masses"):
+        open_dataset(table, keep={"view": ["PA"], "patient_id": "p4"}, labels="names", label_names=["Masses"])
+
+
+def test_parquet_is_read_as_csv_is(table, tmp_path):
+    frame = pd.read_csv(tmp_path / "table.csv")
+    frame["Edema"] = [1, 0, -1, 1]
+    frame.to_parquet(tmp_path / "table.parquet")
+    options = {"labels": ["Edema", "Fracture"], "text": ["findings", "impression"]}
+    from_csv, from_parquet = open_dataset(table, **options), open_dataset(f"table:{tmp_path}/table.parquet", **options)
+    columns = ["id", "uri", "text", "group", "view", "split"]
+    pd.testing.assert_frame_equal(from_csv.samples[columns], from_parquet.samples[columns])
+    np.testing.assert_array_equal(from_csv.labels, from_parquet.labels)
+
+
+def test_numeric_ids_keep_their_form(tmp_path):
+    dataset = open_dataset(write(tmp_path, "id,image,group", "007,a.png,1", "8,b.png,2"))
+    assert dataset.ids.tolist() == ["007", "8"]
+    pd.DataFrame({"id": [1, 2], "text": ["x", "y"], "group": [1.0, None]}).to_parquet(tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet")
+    assert dataset.ids.tolist() == ["1", "2"] and dataset.groups.tolist() == ["1", "2"]
+
+
+def test_texts_without_images(tmp_path):
+    dataset = open_dataset(write(tmp_path, "report", "One.", "Two."))
+    assert dataset.ids.tolist() == ["row-0", "row-1"] and dataset.samples["uri"].tolist() == ["", ""]
+    with pytest.raises(ImageError, match="has no image"):
+        dataset.reader.read("")
+
+
+def test_boxes_are_matched_by_path_name_or_stem(table, tmp_path):
+    (tmp_path / "boxes.csv").write_text(
+        "image_path,label,x,y,width,height\na.png,Lung_Opacity,1,2,3,4\nb,Pneumonia,1,2,3,4\nz.png,Pneumonia,1,2,3,4\n"
+    )
+    dataset = open_dataset(table, boxes="boxes.csv", label_map={"Lung_Opacity": "Pneumonia"})
+    assert dataset.annotations.sample_ids("Pneumonia") == ["a.png", "b.png"]
+    with pytest.raises(UsageError, match="label_map renames the labels of boxes, but neither"):
+        open_dataset(table, label_map="a:b")
+
+
+BAD = {
+    "named column absent": ({"labels": ["Edema", "Fractur"]}, r"no column 'Fractur'; nearest: Fracture"),
+    "image column absent": ({"image": "file"}, r"no column 'file'"),
+    "text column absent": ({"text": ["findings", "impresion"]}, r"no column 'impresion'; nearest: impression"),
+    "unknown label name": ({"labels": "names", "label_names": ["Edema", "Fractures"]}, r"line 2, .*unknown label 'Mass'"),
+    "labels that are words": ({"labels": ["Edema", "view"]}, r"line 2, column 'view': 'PA' is not a finite number"),
+    "labels that are sizes": ({"labels": ["Edema", "width"]}, r"line 2, column 'width': 10 is no label; 1 is positive"),
+    "ids twice": ({"id": "view"}, r"table.csv line 2 and line 4, column 'view': the id 'PA' occurs more than once"),
+    "blank ids": ({"id": "patient_id"}, r"line 4, column 'patient_id': the id is blank"),
+    "unknown split": ({"split": "view"}, r"line 2, column 'view': unknown split 'PA'; .*split='' ignores"),
+    "group in two splits": ({"group": "view"}, r"1 groups are in more than one split.*'PA' in train and val and test"),
+    "no row kept": ({"keep": {"view": "LAT"}}, r"no row of .* has view \['LAT'\]"),
+    "wrong root": ({"root": "{}/empty"}, r"none of 4 images .* first 'a.png'; say which folder .* root=FOLDER"),
+    "boxes outside": ({"boxes": "outside.csv"}, r"outside.csv line 2: .* reaches outside the image, which is 10 x 12"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_table__says_what_is_wrong(table, tmp_path, case):
+    options, message = BAD[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "outside.csv").write_text("image,label,x,y,width,height\na.png,Edema,1,2,30,4\n")
+    options = {name: value.format(tmp_path) if name == "root" else value for name, value in options.items()}
+    with pytest.raises(DataError, match=message):
+        open_dataset(table, **options)
+
+
+def test_table__that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"no table .*absent.csv"):
+        open_dataset(f"table:{tmp_path}/absent.csv")
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(UsageError, match=r"must end in \.csv"):
+        open_dataset(f"table:{tmp_path}/a.xlsx")
+    for name, content, message in (
+        ("empty.csv", b"", "cannot read the table"),
+        ("rows.csv", b"image,text\n", "has no rows"),
+        ("binary.csv", b"\x89PNG\xff\xfe\n", "cannot read the table"),
+        ("twice.csv", b"image, image\na,b\n", "names the column 'image' more than once"),
+        ("columns.csv", b"a,b\n1,2\n", "no column of images"),
+        ("bad.parquet", b"PAR1", "cannot read the table"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            open_dataset(f"table:{tmp_path}/{name}")
+
+
+def test_split_can_be_ignored(table):
+    dataset = open_dataset(table, group="view", split="")
+    assert set(dataset.samples["split"]) == {""}
+
+
+def test_table__of_300_000_rows_opens_in_seconds(tmp_path):
+    count = 300_000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"image": [f"{row:06d}.png" for row in range(count)], "patient_id": np.arange(count) // 3})
+    frame = frame.assign(**{f"label {column}": rng.integers(0, 2, count) for column in range(14)})
+    frame["split"] = np.where(frame["patient_id"] % 10 == 0, "test", "train")
+    frame.to_csv(tmp_path / "big.csv", index=False)
+    write_png(tmp_path / "000000.png")
+    start = time.perf_counter()
+    dataset = open_dataset(f"table:{tmp_path}/big.csv", labels=[f"label {column}" for column in range(14)])
+    assert dataset.labels.shape == (count, 14) and dataset.labels.sum() == frame.iloc[:, 2:16].to_numpy().sum()
+    assert time.perf_counter() - start < 60
+
+
+def test_table__of_real_radiographs_with_boxes():
+    manifest = shared_data("data/nih-cxr-subset/manifest.csv")
+    dataset = open_dataset(
+        f"table:{manifest}", labels="labels", boxes="boxes.csv", label_map={"Lung_Opacity": "Pneumonia"}
+    )
+    assert len(dataset) == 654 and len(set(dataset.groups)) == 443
+    assert dataset.labels[:, dataset.label_position("Pneumonia")].sum() == 329
+    assert len(dataset.annotations.sample_ids()) == 106
+    assert set(dataset.annotations.sample_ids()) <= set(dataset.ids)
+    assert apply_split(dataset).samples["split"].value_counts().to_dict() == {"train": 396, "test": 159, "val": 99}
+    columns = open_dataset(f"table:{manifest}", labels=[name for name in dataset.label_names if name != "No Finding"])
+    keep = [column for column, name in enumerate(dataset.label_names) if name != "No Finding"]
+    np.testing.assert_array_equal(columns.labels, dataset.labels[:, keep])
+
+
+def test_table__of_texts_and_images():
+    manifest = shared_data("data/covid-cxr-text/manifest.csv")
+    dataset = open_dataset(f"table:{manifest}?labels=labels&group=case_group&boxes=lung_boxes.csv")
+    assert (dataset.samples["text"] != "").sum() == 69
+    assert dataset.annotations.labels == ("Right_Lung", "Left_Lung")
