@@ -70,15 +70,15 @@ def draw_thorax(rng: np.random.Generator, heart_growth: float, widening: float, 
 
     reach = between(0, 0.0, 1.0)
     return Thorax(
-        base=between(1, 50, 78),
+        base=between(1, 46, 80),
         dome=(between(2, 14, 26), between(3, 13, 24)),
         lift=(between(4, 4, 11) + lifts[0], between(5, 0, 5) + lifts[1]),
-        heart=(18 + 9 * reach + (9 + 9 * u[6]) * heart_growth, 42 + 9 * between(7, 0, 1) + (18 + 8 * u[8]) * heart_growth),
+        heart=(18 + 9 * reach + (4 + 8 * u[6]) * heart_growth, 41 + 11 * between(7, 0, 1) + (17 + 8 * u[8]) * heart_growth),
         heart_top=between(9, -30, -18) - 8 * heart_growth,
         mediastinum=(between(10, 13, 18) + (11 + 6 * u[11]) * widening, between(12, 13, 19) + (11 + 6 * u[13]) * widening),
         knob=between(14, 8, 12) + 9 * aorta,
         bend=between(15, -4, 4),
-        turn=between(16, -5, 5),
+        turn=between(16, -8, 8),
         slope=between(17, 0.75, 1.25),
         spacing=between(18, 14.5, 17.0),
         fat=10 + 22 * float(u[19]) * float(u[19]),
@@ -89,11 +89,11 @@ def draw_thorax(rng: np.random.Generator, heart_growth: float, widening: float, 
 
 def body(thorax: Thorax) -> list[Points]:
     """Return the outlines of neck, trunk and upper arms."""
-    fat = thorax.fat
+    fat, away = thorax.fat, 18 * thorax.clavicle - 8
     half = [
         (26 + fat * 0.3, -150), (27 + fat * 0.3, -118), (40 + fat * 0.5, -104), (80 + fat * 0.5, -97), (112 + fat * 0.6, -86),
         (134 + fat * 0.8, -62), (142 + fat, -30), (146 + fat, 20), (150 + fat, 90), (150 + fat, 160),
-        (124 + fat, 160), (120 + fat, 80), (112 + fat * 0.9, 20), (108 + fat * 0.7, -8),
+        (118 + fat + away, 160), (114 + fat + away, 80), (107 + fat * 0.9 + away / 2, 25), (104 + fat * 0.7, -2),
     ]
     trunk = [(95 + fat, 0), (93 + fat, 30), (94 + fat, 70), (92 + fat * 1.1, 110), (94 + fat * 1.2, 160)]
     outlines = []
@@ -126,7 +126,7 @@ def lung(thorax: Thorax, side: int) -> Points:
     heights = np.append(heights[heights < base - 8], base - 4)
     wall = np.stack([side * (thorax.wall(heights) - 1), heights], axis=1)
     inner_y = np.array([base - 20, 20.0, -20.0, -55.0, -80.0, -93.0])
-    inner = np.stack([thorax.midline(inner_y) + side * np.array([9.0, 9.0, 9.0, 9.0, 11.0, 20.0]), inner_y], axis=1)
+    inner = np.stack([thorax.midline(inner_y) + side * np.array([9.0, 9.0, 9.0, 9.0, 8.0, 15.0]), inner_y], axis=1)
     outer = spline(wall, steps=4)
     return np.concatenate([outer, diaphragm(thorax, side), spline(inner, steps=4)])
 
@@ -139,8 +139,8 @@ def heart(thorax: Thorax) -> Points:
     low = thorax.base - 8
     points = [
         (turn - 13, top - 14), (turn - 0.85 * right, top + 12), (turn - right, top + 36), (turn - 0.92 * right, low - 12),
-        (turn - 0.5 * right, low + 6), (turn + 0.35 * left, low + 10), (turn + 0.86 * left, low + 2), (turn + left, low - 16),
-        (turn + 0.9 * left, low - 36), (turn + 0.62 * left, top + 16), (turn + 21, top - 2), (turn + 15, top - 14),
+        (turn - 0.5 * right, low + 6), (turn + 0.35 * left, low + 10), (turn + 0.86 * left, low + 3), (turn + left, low - 13),
+        (turn + 0.96 * left, low - 31), (turn + 0.8 * left, low - 50), (turn + 0.56 * left, top + 14), (turn + 21, top - 2), (turn + 15, top - 14),
     ]
     return spline(points, closed=True, steps=6)
 
@@ -151,9 +151,9 @@ def mediastinum(thorax: Thorax) -> Points:
     turn, knob = thorax.turn, thorax.knob
     reach = max(left, 13.0) + knob * 0.75
     points = [
-        (turn * 0.6 - right * 0.8, -100), (turn - right, -70), (turn - right, -45), (turn - right * 0.95, -15), (turn, 5),
+        (turn * 0.6 - right * 0.45, -104), (turn - right * 0.8, -74), (turn - right, -45), (turn - right * 0.95, -15), (turn, 5),
         (turn + left * 0.95, -12), (turn + max(left, reach * 0.72), -30), (turn + reach, -42), (turn + reach * 0.93, -52),
-        (turn + max(left * 0.9, 11), -63), (turn * 0.6 + left * 0.8, -100),
+        (turn + max(left * 0.85, 11), -64), (turn * 0.6 + left * 0.45, -104),
     ]
     return spline(points, closed=True, steps=6)
 
@@ -163,7 +163,7 @@ def posterior_ribs(thorax: Thorax) -> np.ndarray:
     number = np.arange(RIBS)
     top = -86 + number * thorax.spacing
     drop = thorax.slope * (10 + 1.6 * number)
-    end = np.minimum(top + drop + 8, 98.0)
+    end = top + drop + 8
     out = []
     for side in (RIGHT, LEFT):
         wall = thorax.wall(end) + 2
@@ -211,6 +211,15 @@ def clavicle(thorax: Thorax, side: int) -> Points:
     return spline(points, steps=6)
 
 
+def humerus(thorax: Thorax, side: int) -> list[Points]:
+    """Return the upper arm bone's shaft as a line, and its head as an outline."""
+    out = 6 * thorax.clavicle + 0.3 * thorax.fat
+    turn = np.arange(12) * (2 * np.pi / 12)
+    head = np.stack([side * (117 + out + 11 * np.cos(turn)), -68 + 12 * np.sin(turn)], axis=1)
+    shaft = np.array([(side * (119 + out), -62.0), (side * (126 + out), -30.0), (side * (131 + out), 60.0)])
+    return [shaft, head]
+
+
 def scapula(thorax: Thorax, side: int) -> Points:
     """Return the outline of a shoulder blade, partly over the lung's edge."""
     out = 6 * thorax.clavicle
@@ -246,7 +255,8 @@ def vessels(thorax: Thorax, rng: np.random.Generator, side: int) -> list[np.ndar
         path_x = start[:, :1] + side * np.cumsum(np.cos(heading) * pace, axis=1) - side * np.cos(heading[:, :1]) * pace
         path_y = start[:, 1:] + np.cumsum(np.sin(heading) * pace, axis=1) - np.sin(heading[:, :1]) * pace
         path = np.stack([path_x, path_y], axis=-1)
-        orders.append(path)
+        # Finer branches need fewer corners.
+        orders.append(path[:, (slice(None), [0, 2, 3, 5], [0, 3, 5])[len(orders)]])
         picks = np.stack([path[:, 2], path[:, 3], path[:, 5]], axis=1)
         angles = np.stack([heading[:, 2] + 0.55, heading[:, 3] - 0.55, heading[:, 5] + 0.25], axis=1)
         start = picks.reshape(-1, 2)

@@ -34,13 +34,13 @@ def _pacemaker(scene: Scene, finding: Finding, side: int) -> None:
     thorax = scene.thorax
     x, y = side * scene.between(56, 72), scene.between(-62, -44)
     wide, high = scene.between(14, 18), scene.between(13, 16)
-    _solid(scene, finding.label, [scene.blob(x, y, wide, high, 0.06)], 0.75)
+    _solid(scene, finding.label, [scene.blob(x, y, wide, high, 0.06)], scene.between(0.42, 0.65))
     entry = (thorax.turn - 10, -52.0)
     ends = [(thorax.turn + thorax.heart[1] * 0.55, thorax.base - 20.0), (thorax.turn - thorax.heart[0] * 0.7, 8.0)]
     leads = []
     for end in ends[: 1 + (finding.extent > 0)]:
         leads.append(spline([(x, y - high), (x - side * 18, y - high - 12), (side * 20, -74), entry, (thorax.turn - 13, -15), ((entry[0] + end[0]) / 2, end[1] + 4), end]))
-    _lines(scene, finding.label, leads, 2.2, 0.6)
+    _lines(scene, finding.label, leads, 2.2, 0.5)
     _lines(scene, finding.label, [lead[-5:] for lead in leads], 3.6, 0.3)
 
 

@@ -38,14 +38,14 @@ def _build(case: Case) -> anatomy.Thorax:
 
 def _frame(rng: np.random.Generator, size: int, projection: str) -> Frame:
     u = rng.random(6)
-    scale = 0.86 + 0.26 * u[0]
+    scale = 0.86 + 0.32 * u[0]
     return Frame(
         size=size,
         wide=float(scale * (0.95 + 0.1 * u[1])),
         high=float(scale * (1.02 - 0.1 * u[1])),
         angle=float((u[2] + u[3] - 1) * (0.09 if projection == "PA" else 0.16)),
-        x=float(128 + 28 * u[4] - 14),
-        y=float(134 + 30 * u[5] - 15),
+        x=float(128 + 42 * u[4] - 21),
+        y=float(133 + 40 * u[5] - 20),
     )
 
 
@@ -66,7 +66,7 @@ def _pneumothorax(scene: Scene, finding: Finding | None, vessels: np.ndarray) ->
     kept = frame.soft([inner], 0.7)
     whole = frame.fill(frame.blank(), [anatomy.lung(thorax, side)])
     rim = share(np.where(kept > whole, 0, whole - kept).astype(np.uint8))
-    scene.air = scene.air * (f4(1) + rim * f4(0.22)) * (f4(1) - share(np.minimum(kept, whole)) * f4(0.16))
+    scene.air = scene.air * (f4(1) + rim * f4(0.14)) * (f4(1) - share(np.minimum(kept, whole)) * f4(0.16))
     scene.mark(finding.label, (rim > f4(0.5)) & (scene.air > f4(0.2)))
     line = frame.blur(frame.stroke(frame.blank(), [edge], 1.8), 0.45)
     scene.dense += line * scene.air * f4(0.3 / 255)
@@ -74,7 +74,7 @@ def _pneumothorax(scene: Scene, finding: Finding | None, vessels: np.ndarray) ->
     return (vessels * (f4(1) - rim)).astype(np.float32)
 
 
-def _bones(scene: Scene, fracture: Finding | None) -> None:
+def _bones(scene: Scene, fracture: Finding | None, abdomen: np.ndarray) -> None:
     """Draw ribs, collar bones, shoulder blades and spine, broken where there is a fracture."""
     frame, thorax = scene.frame, scene.thorax
     hind, front = anatomy.posterior_ribs(thorax), anatomy.anterior_ribs(thorax)
@@ -102,20 +102,23 @@ def _bones(scene: Scene, fracture: Finding | None) -> None:
                 turn = np.array([-side * scene.between(1, 3), scene.between(5, 8) * (1 if number % 2 else -1)])
                 if fracture.kind == "healed ribs":
                     turn = turn * 0.4
-                    callus.append(scene.blob(*(rib[cut] + turn / 2), 5.5, 6.5, 0.2))
+                    callus.append(scene.blob(*(rib[cut] + turn / 2), 6.0, 7.5, 0.2))
                 hind_lines[half * anatomy.RIBS + number] = rib[: cut + 1]
                 moved = rib[cut:] + turn * np.linspace(1, 0.2, len(rib) - cut)[:, None]
                 hind_lines.append(moved)
                 gaps += [rib[cut - 1 : cut + 1], moved[:2]]
     ribs = frame.stroke(frame.blank(), hind_lines, 6.4, 150)
     ribs = frame.blur(frame.stroke(ribs, hind_lines, 3.8, 95), 0.7)
-    scene.dense += ribs * f4(0.17 / 255)
     fore = frame.blur(frame.stroke(frame.blank(), [rib for half in front for rib in half], 7.5, 130), 1.1)
-    scene.dense += fore * f4(0.1 / 255)
+    # The belly's thickness drowns the lowest ribs.
+    scene.dense += (ribs * f4(0.3 / 255) + fore * f4(0.17 / 255)) * (f4(1) - abdomen * f4(0.6))
     bone = frame.stroke(frame.blank(), collars, 8.5, 150)
     bone = frame.stroke(bone, collars, 5.2, 105)
     bone = frame.fill(bone, [anatomy.scapula(thorax, side) for side in (RIGHT, LEFT)], 60)
-    scene.dense += frame.blur(bone, 0.8) * f4(0.26 / 255)
+    arms = [anatomy.humerus(thorax, side) for side in (RIGHT, LEFT)]
+    frame.stroke(bone, [shaft for shaft, _ in arms], 10, 75)
+    frame.fill(bone, [head for _, head in arms], 90)
+    scene.dense += frame.blur(bone, 0.8) * f4(0.36 / 255)
     column = frame.fill(frame.blank(), anatomy.vertebrae(thorax), 215)
     scene.dense += frame.blur(column, 1.3) * f4(0.13 / 255)
     if fracture is not None:
@@ -137,16 +140,17 @@ def _marker(frame: Frame, rng: np.random.Generator, projection: str) -> np.ndarr
     lines = [np.array(stroke, np.float64) * k + (x, y) for stroke in letter]
     if projection == "AP" and u[4] < 0.6:
         for number in range(3):
-            lines.append(np.array([(x - 3, y + 18 + 3 * number), (x + 12, y + 18 + 3 * number)]))
-    return upright.stroke(layer, lines, 2.0, 255)
+            lines.append(np.array([(x - 5, y + 19 + 4 * number), (x + 11 - 3 * number, y + 19 + 4 * number)]))
+    if len(lines) > 1:
+        upright.stroke(layer, lines[1:], 1.2, 200)
+    return upright.stroke(layer, lines[:1], 2.0, 255)
 
 
 def _tone(rng: np.random.Generator) -> np.ndarray:
     """Return the look-up table from attenuation to grey, uint8 (TONES,), by rational curves only."""
     u = rng.random(4)
     mu = np.arange(TONES) * (MU_TOP / TONES)
-    t = np.clip(mu * (0.56 + 0.2 * u[0]) + (-0.04 + 0.1 * u[1]), 0.0, 1.12)
-    t = t * (1.12 / (0.12 + t) if u[3] < 0.25 else 1.0) if False else t
+    t = np.clip(mu * (0.5 + 0.3 * u[0]) + (-0.09 + 0.2 * u[1]), 0.0, 1.12)
     s = t * t * (3 - 2 * np.minimum(t, 1.0))
     mix = 0.55 * u[2]
     bent = (1 - mix) * t + mix * s
@@ -181,7 +185,7 @@ def draw(case: Case, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     air = np.zeros((size, size), np.float32)
     for side in (RIGHT, LEFT):
         outline = [anatomy.lung(thorax, side)]
-        air += share(frame.soft(outline, 0.9)) * f4(0.72) + share(frame.soft(outline, 9)) * f4(0.28) * share(frame.soft(outline, 0.9))
+        air += share(frame.soft(outline, 0.9)) * (f4(0.72) + share(frame.soft(outline, 9)) * f4(0.28))
     solid = frame.blank()
     frame.fill(solid, [anatomy.heart(thorax)], 232)
     frame.fill(solid, [anatomy.mediastinum(thorax)], 222)
@@ -198,18 +202,18 @@ def draw(case: Case, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     tree = frame.blank()
     thick = 1.35 if edema else 1.0
     orders = [anatomy.vessels(thorax, rng, side) for side in (RIGHT, LEFT)]
-    for order, (width, value) in reversed(list(enumerate(((3.0, 190), (1.7, 150), (1.0, 120))))):
+    for order, (width, value) in reversed(list(enumerate(((2.3, 170), (1.2, 135), (0.8, 90))))):
         frame.stroke(tree, np.concatenate([half[order] for half in orders]), width * thick, value)
     hila = [scene.blob(thorax.turn + side * 23, -14 - (4 if side == LEFT else 0), 7 * thick, 13 * thick, 0.2) for side in (RIGHT, LEFT)]
     frame.fill(tree, hila, 150)
     vessels = share(frame.blur(tree, 0.6))
     vessels = _pneumothorax(scene, by_label.get("Pneumothorax"), vessels)
-    scene.air = scene.air * (f4(1) - vessels * f4(0.62))
+    scene.air = scene.air * (f4(1) - vessels * f4(0.5))
 
     for finding in case.findings:
         if finding.label in DRAW:
             DRAW[finding.label](scene, finding)
-    _bones(scene, by_label.get("Fracture"))
+    _bones(scene, by_label.get("Fracture"), abdomen)
     if "Support Devices" in by_label:
         draw_devices(scene, by_label["Support Devices"])
 
@@ -224,9 +228,9 @@ def draw(case: Case, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     if thorax.breast < 0.45:
         low = thorax.base - 4 + 20 * thorax.breast
         cups = [spline([(side * 22, low - 34), (side * 60, low - 50), (side * 96, low - 30), (side * 98, low), (side * 62, low + 14), (side * 28, low)], closed=True) for side in (RIGHT, LEFT)]
-        tissue += share(frame.soft(cups, 3)) * flesh * f4(0.13)
+        tissue += share(frame.soft(cups, 3)) * flesh * f4(0.16)
 
-    mu = tissue + scene.dense * (f4(0.4) + f4(0.6) * flesh) - scene.air * f4(scene.between(0.56, 0.68)) * np.minimum(flesh * f4(1.3), f4(1))
+    mu = tissue + scene.dense * (f4(0.4) + f4(0.6) * flesh) - scene.air * f4(scene.between(0.5, 0.7)) * np.minimum(flesh * f4(1.3), f4(1))
 
     # Acquisition: grain, heel effect, tone, marker, collimation.
     grain = scene.between(0.015, 0.05)

@@ -44,22 +44,22 @@ def draw_lesion(scene: Scene, finding: Finding) -> None:
 def draw_edema(scene: Scene, finding: Finding) -> None:
     """Fluid from the hila outwards on both sides, with Kerley lines at the bases."""
     frame, thorax = scene.frame, scene.thorax
-    strength = 0.5 + 0.08 * finding.extent
+    strength = 0.2 + 0.05 * finding.extent
     wings, lines = [], []
     for side in (RIGHT, LEFT):
-        wings.append(scene.blob(thorax.turn + side * 38, -8 + scene.between(-6, 6), 27 + 4 * finding.extent, 40 + 5 * finding.extent))
+        wings.append(scene.blob(thorax.turn + side * scene.between(28, 52), scene.between(-34, 20), scene.between(17, 28) + 3 * finding.extent, scene.between(22, 38) + 4 * finding.extent))
         for _ in range(9):
             y = scene.between(thorax.base_of(side) - 52, thorax.base_of(side) - 6)
             wall = float(thorax.wall(y)) - 2
             lines.append(np.array([(side * wall, y), (side * (wall - scene.between(9, 15)), y + scene.between(-2, 2))]))
-        for _ in range(26):
+        for _ in range(20):
             angle, start = scene.between(-1.4, 1.4), scene.between(8, 30)
             along = np.array([start, start + scene.between(10, 24)])
             bow = np.stack([thorax.turn + side * (22 + along * np.cos(angle)), -14 + along * np.sin(angle) * 1.3], axis=1)
             lines.append(bow)
     alveolar = finding.kind == "alveolar"
     layer = frame.soft(wings, 8)
-    scene.replace_air(finding.label, scene.cloudy(layer, 36, 0.75 if alveolar else 0.4) * np.float32(strength + (0.22 if alveolar else 0)), 0.14)
+    scene.replace_air(finding.label, scene.cloudy(layer, 36, 0.8 if alveolar else 0.4) * np.float32(strength + (0.16 if alveolar else 0)), 0.14)
     thin = frame.blur(frame.stroke(frame.blank(), lines, 1.7, 190), 0.6)
     scene.replace_air(finding.label, thin * np.float32((0.6 if alveolar else 0.85) / 255), 0.2)
 
@@ -122,7 +122,7 @@ def draw_effusion(scene: Scene, finding: Finding) -> None:
     frame, thorax = scene.frame, scene.thorax
     for side in finding.sides:
         base = thorax.base_of(side)
-        rise = 22 + 15 * finding.extent + scene.between(-4, 8)
+        rise = 25 + 15 * finding.extent + scene.between(-4, 8)
         wall = float(thorax.wall(base - rise)) + 1
         inner = float(thorax.midline(base)) * side + 8
         reach = wall - inner

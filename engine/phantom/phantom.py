@@ -53,10 +53,16 @@ class Phantom:
 
 def boxes_of(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Return (x, y, width, height) of the separate pieces of a mask, largest first; never none for a mask with pixels."""
-    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    pieces = sorted(statistics[1:count].tolist(), key=lambda piece: (-piece[4], piece[1], piece[0]))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    part = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
+    found = [(left + x, top + y, wide, high, area) for x, y, wide, high, area in statistics[1:count].tolist()]
+    pieces = sorted(found, key=lambda piece: (-piece[4], piece[1], piece[0]))
     least = mask.size * SMALLEST_PIECE
-    return [tuple(piece[:4]) for rank, piece in enumerate(pieces) if rank == 0 or piece[4] >= least]
+    return [piece[:4] for rank, piece in enumerate(pieces) if rank == 0 or piece[4] >= least]
 
 
 def draw_phantom(seed: int, index: int, size: int = 256, enrich: float = 0.0) -> Phantom:

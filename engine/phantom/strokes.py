@@ -70,7 +70,7 @@ class Frame:
         cosine, sine = np.cos(self.angle), np.sin(self.angle)
         across, down = points[..., 0] * self.wide, points[..., 1] * self.high
         placed = np.stack([cosine * across - sine * down + self.x, sine * across + cosine * down + self.y], axis=-1)
-        return np.rint(placed * (self.unit * (1 << SHIFT))).astype(np.int32)
+        return np.ascontiguousarray(np.rint(placed * (self.unit * (1 << SHIFT))).astype(np.int32))
 
     def blank(self, reduction: int = 1) -> np.ndarray:
         """Return an empty uint8 layer; reduced layers serve wide blurs."""
