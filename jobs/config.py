@@ -48,7 +48,10 @@ class DatasetOptions(JobConfig):
 class SplitOptions(JobConfig):
     """Which samples train, choose and test."""
 
-    how: Literal["given", "study", "grouped"] = Field("given", description="in the data, the study's own, or by group")
+    how: Literal["auto", "given", "study", "grouped"] = Field(
+        "auto",
+        description="in the data, the study's own, or by group; auto: in the data if there is one, else by group",
+    )
     fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test of a grouped split")
     seed: int = Field(0, description="seed of a grouped split")
 

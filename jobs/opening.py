@@ -1,17 +1,18 @@
-"""What several verbs begin with: open the data set, load the encoder, bring embeddings from the cache.
+"""What several verbs begin with: open the data set and split it.
 
-Comes in: validated options. Goes out: the engine's own objects. The name ``phantom-clip`` stands for the shipped model.
+Comes in: validated options. Goes out: the engine's own data set.
 """
 
 from __future__ import annotations
 
+import logging
+
 from engine.dataset import Dataset
-from engine.resources import resource
 from engine.sources import open_dataset
 from engine.splits import apply_split
 from jobs.config import DatasetOptions, SplitOptions
 
-SHIPPED_MODEL = "phantom-clip"
+log = logging.getLogger(__name__)
 
 
 def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dataset:
@@ -19,9 +20,8 @@ def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dat
     dataset = open_dataset(options.dataset, **options.data)
     if split is None:
         return dataset
-    return apply_split(dataset, split.how, split.seed, split.fractions)
-
-
-def model_name(name: str) -> str:
-    """Return the open_clip name of a model, ``phantom-clip`` resolved to the folder it is shipped in."""
-    return f"local-dir:{resource(f'configs/{SHIPPED_MODEL}')}" if name == SHIPPED_MODEL else name
+    how = split.how
+    if how == "auto":
+        how = "given" if (dataset.samples["split"] != "").any() else "grouped"
+        log.info("split: %s", "as given in the data" if how == "given" else f"by group, seed {split.seed}")
+    return apply_split(dataset, how, split.seed, split.fractions)

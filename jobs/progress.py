@@ -169,16 +169,22 @@ class LiveProgress(Progress):
             console=console,
         )
         self._tasks: dict[int, Any] = {}
+        self._entered = 0
 
     def __enter__(self) -> Progress:
-        self._display.start()
+        # A job may enter the display that its caller has entered already; the outer one ends it.
+        self._entered += 1
+        if self._entered == 1:
+            self._display.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
-        self._display.stop()
+        self._entered -= 1
+        if not self._entered:
+            super().__exit__(kind, error, trace)
+            self._display.stop()
 
     def note(self, message: str) -> None:
         """Say one line above the bars."""

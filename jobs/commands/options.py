@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -56,8 +57,8 @@ def splits(function: Function) -> Function:
     return click.option(
         "--split",
         "split__how",
-        type=click.Choice(["given", "study", "grouped"]),
-        help="Split given in the data, the study's own, or by patient.",
+        type=click.Choice(["auto", "given", "study", "grouped"]),
+        help="Split given in the data, the study's own, or by patient. [given if there is one]",
     )(function)
 
 
@@ -66,7 +67,9 @@ def out(function: Function) -> Function:
     function = click.option(
         "--overwrite", is_flag=True, default=None, help="Replace what an earlier run left in --out."
     )(function)
-    return click.option("--out", "-o", metavar="DIR", help="Run folder. [a new one in the cache]")(function)
+    return click.option(
+        "--out", "-o", metavar="DIR", type=click.Path(path_type=Path), help="Run folder. [a new one in the cache]"
+    )(function)
 
 
 def with_data(options: dict[str, Any]) -> dict[str, Any]:

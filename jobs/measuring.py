@@ -1,0 +1,178 @@
+"""What `zeroshot`, `probe` and `distances` share: cached embeddings of a split data set, a run folder, tables.
+
+Comes in: a config with data, model and cache. Goes out: a `jobs.study_settings.Material` to work on, and afterwards the
+run's result lines as tables. The numbers themselves are made where the study makes them, so that both agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from engine.encoder import load_encoder
+from pydantic import Field
+
+from engine.cache import Cache
+from engine.errors import DataError
+from jobs import opening, study_settings
+from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
+from jobs.progress import Progress
+from jobs.runs import RESULTS_FILE, Run
+
+OVERALL = {
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "exact_match": "exact match",
+    "lrap": "LRAP",
+    "coverage_error": "coverage",
+    "map": "mean AP",
+    "auroc_macro": "mean AUROC",
+}
+PER_LABEL = ("positives", "precision", "recall", "f1", "auroc", "ap")
+
+
+class MeasureOptions(DatasetOptions, ModelOptions, CacheOptions):
+    """Fields shared by the verbs that measure cached embeddings."""
+
+    split: SplitOptions = Field(default_factory=SplitOptions, description="who trains, who chooses, who is tested")
+    protocol: Literal["sound", "paper"] = Field("sound", description="sound practice, or exactly what the paper did")
+    replicates: int = Field(1000, ge=100, description="bootstrap replicates, by patient")
+    seed: int = Field(0, description="seed of resampling, baselines and of heads that start at random")
+    batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
+    workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where a run lies, and its numbers.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder: config, provenance, results.jsonl.
+    setting : str
+    metrics : DataFrame
+        One row a number: setting, baseline, metric, label, value, low, high, n.
+    failures : DataFrame
+        Samples that could not be embedded: id, uri, what, reason.
+    head : Path or None
+        The saved head.
+    """
+
+    folder: Path
+    setting: str
+    metrics: pd.DataFrame
+    failures: pd.DataFrame
+    head: Path | None = None
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the settings beside the trivial baselines, and the setting's labels."""
+        return {
+            "On the test split, with 95 % intervals by patient": overall_table(self.metrics),
+            f"{self.setting} by label": label_table(self.metrics, self.setting),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Return where things lie."""
+        if self.head is not None:
+            yield f"head: {self.head}"
+        yield f"run: {self.folder}"
+
+
+def prepare(config: MeasureOptions, run: Run, progress: Progress) -> study_settings.Material:
+    """Open the data, load the encoder and bring the image embeddings, computing those that are missing.
+
+    Raises
+    ------
+    DataError
+        The data have no labels, or a split that is needed has no embedded sample.
+    """
+    with run.step("open data") as step:
+        dataset = opening.open_data(config, config.split)
+        step.items = len(dataset)
+    if not dataset.label_names:
+        raise DataError(f"{config.dataset!r} has no labels; name them, such as --data labels=[Pneumonia,Edema]")
+    with run.step("load model"):
+        encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+    cache = Cache(config.cache)
+    with run.step("embed images") as step:
+        report = cache.embed(
+            dataset, encoder, ("image",), batch_size=config.batch_size, workers=config.workers, progress=progress
+        )
+        step.items, step.reused, step.bytes = report.computed["image"], report.reused["image"], report.bytes
+    run.fail(report.failures)
+    features = cache.features(dataset, encoder, "image")
+    kept = dataset.take(features.rows)
+    material = study_settings.Material(kept, encoder, features.values, features.keys, cache)
+    parts = {name: len(material.rows(name)) for name in ("train", "val", "test")}
+    empty = [name for name, count in parts.items() if not count]
+    if empty:
+        raise DataError(
+            f"{config.dataset!r} has no embedded sample in {' and '.join(empty)} (split {config.split.how!r}); "
+            "choose another split, such as --split grouped"
+        )
+    run.note(
+        encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}],
+        dataset={
+            "schema": dataset.schema,
+            "n": len(kept),
+            "groups": int(kept.samples["group"].nunique()),
+            "labels": {name: int(count) for name, count in zip(kept.label_names, kept.labels.sum(axis=0), strict=True)},
+        },
+        split={"how": config.split.how, "seed": config.split.seed, "counts": parts},
+        label_names=list(kept.label_names),
+        protocol=[config.protocol],
+    )
+    return material
+
+
+def result_lines(folder: Path, kind: str) -> pd.DataFrame:
+    """Return the result lines of one kind, one row each."""
+    with (folder / RESULTS_FILE).open(encoding="utf-8") as file:
+        lines: list[dict[str, Any]] = [json.loads(line) for line in file]
+    return pd.DataFrame([{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == kind])
+
+
+def measured(run: Run, setting: str, failures: pd.DataFrame | None = None, head: Path | None = None) -> Measured:
+    """Return a run's metrics as a result."""
+    failed = pd.DataFrame(run.failures, columns=["id", "uri", "what", "reason"]) if failures is None else failures
+    return Measured(run.folder, setting, result_lines(run.folder, "metric"), failed, head)
+
+
+def overall_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a setting and one column a metric, each value with its interval."""
+    overall = metrics[metrics["label"].isna()]
+    rows = []
+    for setting, part in overall.groupby("setting", sort=False):
+        by_metric = part.set_index("metric")
+        rows.append(
+            {
+                "setting": setting,
+                **{title: with_interval(by_metric, name) for name, title in OVERALL.items() if name in by_metric.index},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def label_table(metrics: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Return one row a label of a setting."""
+    part = metrics[(metrics["setting"] == setting) & metrics["label"].notna()]
+    rows = []
+    for label, of_label in part.groupby("label", sort=False):
+        values = of_label.set_index("metric")["value"]
+        row = {"label": label, **{name: values.get(name) for name in PER_LABEL}}
+        row["positives"] = int(row["positives"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def with_interval(by_metric: pd.DataFrame, name: str) -> str:
+    """Return "0.741 (0.702-0.779)", without the interval where there is none, "" without a value."""
+    value, low, high = (by_metric.loc[name, column] for column in ("value", "low", "high"))
+    if pd.isna(value):
+        return ""
+    return f"{value:.3f}" if pd.isna(low) or pd.isna(high) else f"{value:.3f} ({low:.3f}-{high:.3f})"
