@@ -1,0 +1,196 @@
+"""Computed rows on their way into keyed arrays: claimed once, kept as float16, committed by size and by time.
+
+Comes in: keys and rows in the order in which they were computed. Goes out: commits, and a tally of what was stored and
+what failed. Computing a row and committing it are apart, so that an error or Ctrl-C can still commit what is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.array_format import METADATA, STORE
+from engine.errors import CacheError
+from engine.keyed_array import KeyedArray
+from engine.keys import KEY_BYTES
+
+COMMIT_BYTES = 64 << 20
+HALF_MAX = 65504.0
+
+
+@dataclass
+class Tally:
+    """What an extraction has done so far.
+
+    Parameters
+    ----------
+    computed : dict of str to int
+        Rows added, by product.
+    opened : int
+        Images read from their source.
+    failed_positions, failed_keys : dict to (what, reason)
+        Failures by position in the data set (the content is not known) or by key (all samples with that content).
+    seconds : dict of str to float
+        Time that the driving thread spent waiting for "decode", in "encode" and in "store": the largest is the limit.
+    """
+
+    computed: dict[str, int] = field(default_factory=dict)
+    opened: int = 0
+    failed_positions: dict[int, tuple[str, str]] = field(default_factory=dict)
+    failed_keys: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "encode": 0.0, "store": 0.0})
+
+    def fail(self, key: bytes, what: str, reason: str) -> None:
+        """Note that a product of some content could not be had; several products of one content make one failure."""
+        before = self.failed_keys.get(key)
+        self.failed_keys[key] = (f"{before[0]},{what}", before[1]) if before else (what, reason)
+
+
+class RowBuffer:
+    """Rows of one product between computing and committing.
+
+    Parameters
+    ----------
+    cache : Path
+    what : str
+        The product.
+    kind, name : str
+        Its keyed array, made with the first row's shape where it does not exist.
+    description : mapping
+        For the array's attributes.
+    """
+
+    def __init__(self, cache: Path, what: str, kind: str, name: str, description: Mapping[str, Any]) -> None:
+        self.what, self.kind, self.name = what, kind, name
+        self._cache, self._description = cache, description
+        self._keys: list[bytes] = []
+        self._rows: list[np.ndarray] = []
+        self._taken: set[bytes] = set()
+        self.array: KeyedArray | None = None
+        if (cache / STORE / kind / name / METADATA).exists():
+            self.array = KeyedArray.open(cache, kind, name)
+
+    def lacks(self, keys: np.ndarray) -> np.ndarray:
+        """Tell of keys, (m, 16) uint8, which have no committed row."""
+        return np.ones(len(keys), bool) if self.array is None else self.array.find(keys) < 0
+
+    def take(self, key: bytes) -> bool:
+        """Claim a key for computing; False where it is stored or was claimed before."""
+        if key in self._taken or not self.lacks(np.frombuffer(key, np.uint8)[None])[0]:
+            return False
+        self._taken.add(key)
+        return True
+
+    def add(self, key: bytes, row: np.ndarray) -> None:
+        """Keep a computed row for the next commit."""
+        self._keys.append(key)
+        self._rows.append(row)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes waiting."""
+        return len(self._rows) * self._rows[0].nbytes if self._rows else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Payload bytes of a stored row, 0 as long as there is no array."""
+        return self.array.form.row_bytes if self.array is not None else 0
+
+    def commit(self) -> int:
+        """Store what waits; return the rows added (another writer may have stored some)."""
+        if not self._keys:
+            return 0
+        if self.array is None:
+            self.array = KeyedArray.create(self._cache, self.kind, self.name, self._rows[0].shape, self._description)
+        keys = np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, KEY_BYTES)
+        added = self.array.append(keys, np.stack(self._rows))
+        self._keys, self._rows = [], []
+        return added
+
+    def finish(self) -> None:
+        """Make the array's metadata exact."""
+        if self.array is not None:
+            self.array.finish()
+
+
+@dataclass
+class CommitPolicy:
+    """When computed rows are committed.
+
+    Parameters
+    ----------
+    rows : int, optional
+        As soon as a product has so many waiting; by default when 64 MiB wait.
+    seconds : float
+        And at least this often.
+    """
+
+    rows: int | None = None
+    seconds: float = 30.0
+    clock: Callable[[], float] = time.monotonic
+    on_commit: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
+    def due(self, buffers: Sequence[RowBuffer]) -> bool:
+        """Tell whether it is time."""
+        if self.clock() - self._last >= self.seconds:
+            return any(len(buffer) for buffer in buffers)
+        if self.rows is not None:
+            return any(len(buffer) >= self.rows for buffer in buffers)
+        return any(buffer.nbytes >= COMMIT_BYTES for buffer in buffers)
+
+    def commit(self, buffers: Sequence[RowBuffer], tally: Tally) -> None:
+        """Commit all buffers and count their rows."""
+        start = time.perf_counter()
+        for buffer in buffers:
+            tally.computed[buffer.what] = tally.computed.get(buffer.what, 0) + buffer.commit()
+        tally.seconds["store"] += time.perf_counter() - start
+        self._last = self.clock()
+        if self.on_commit is not None:
+            self.on_commit()
+
+
+class Committing:
+    """Commits what is computed at the end of a with block, also when an error or Ctrl-C ends it."""
+
+    def __init__(self, buffers: Sequence[RowBuffer], tally: Tally, policy: CommitPolicy) -> None:
+        self._buffers, self._tally, self._policy = buffers, tally, policy
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # After a failed commit (a full disk) a second try would only hide the error.
+        if kind is None or not issubclass(kind, CacheError):
+            self._policy.commit(self._buffers, self._tally)
+
+
+def to_half(values: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Return embeddings as float16, and the rows that cannot be stored with the reason.
+
+    Parameters
+    ----------
+    values : ndarray of float32, (n, ...)
+    """
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    wrong = np.flatnonzero(~np.isfinite(half).reshape(len(half), -1).all(axis=1))
+    reasons = {}
+    for row in wrong:
+        finite = bool(np.isfinite(values[row]).all())
+        reasons[int(row)] = (
+            f"the embedding has a value of {np.abs(values[row]).max():.4g}, beyond float16 (at most {HALF_MAX:.0f})"
+            if finite
+            else "the embedding holds NaN or infinity"
+        )
+    return half, reasons
