@@ -90,8 +90,6 @@ def _wrong_group(form: ArrayFormat, content: bytes, kind: str, name: str, label:
         yield Damage(label, "", -1, "", f"its attributes say it is {form.kind}/{form.name}")
     if content != array_format.document_bytes(form.group_document()):
         yield Damage(label, "", -1, "", "the group's zarr.json differs from what its attributes imply")
-    if form.chunk_rows != array_format.choose_chunk_rows(form.row_bytes):
-        yield Damage(label, "", -1, "", f"{form.chunk_rows} rows a chunk are not this format's choice")
 
 
 def _promised_rows(folder: Path, form: ArrayFormat, part: str) -> tuple[int, str]:
@@ -119,7 +117,7 @@ def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tu
             found.append(Damage(label, KEY, number, f"{start}-{start + form.chunk_rows - 1}", content))
         else:
             keys[start : start + form.chunk_rows] = content.reshape(-1, KEY_BYTES)
-    present: np.ndarray = keys.any(axis=1)
+    present = np.asarray(keys.any(axis=1))
     count = int(np.flatnonzero(present)[-1]) + 1 if present.any() else 0
     keys, present = keys[:count], present[:count]
     reported = {damage.chunk for damage in found}

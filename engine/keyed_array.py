@@ -363,7 +363,7 @@ def _fill(dtype: np.dtype) -> float:
 
 def _prefix(keys: np.ndarray) -> int:
     """Return how many rows at the start of a chunk have a key."""
-    present: np.ndarray = keys.any(axis=1)
+    present = np.asarray(keys.any(axis=1))
     return len(keys) if present.all() else int(np.argmin(present))
 
 

@@ -1,0 +1,263 @@
+"""The embedding cache: a data set and an encoder in, aligned features out; what is there is never computed again.
+
+`Cache.embed` computes what is missing and says what it reused and what failed. `Cache.features`, `tokens` and `pixels`
+give the rows of a data set's samples in its order; a sample without a row is listed as missing, never filled in.
+Everything is addressed by content, so it makes no difference which data set, path or run a row came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engine import array_format, embed, extract, keyed_array
+from engine.dataset import Dataset
+from engine.embed import EmbedReport
+from engine.errors import CacheError, UsageError
+from engine.extract import EncoderLike
+from engine.features import Features, StoredRows, align, normalized
+from engine.keyed_array import KeyedArray
+from engine.keys import key_of_text
+from engine.row_buffer import RowBuffer, Tally
+from engine.sample_keys import SampleKeys, stacked
+
+
+class Cache:
+    """A folder of keyed arrays, sample tables, indexes and runs.
+
+    A cache object learns the keys of a data set's images once; files that change later are seen by the next `embed`, or
+    by another cache object.
+
+    Parameters
+    ----------
+    path : path
+        Made when something is first written to it.
+
+    Raises
+    ------
+    CacheError
+        It was written by a newer format version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        self._arrays: dict[tuple[str, str], KeyedArray] = {}
+        self._sample_keys = SampleKeys(self.path)
+        root = self.path / array_format.STORE / array_format.METADATA
+        if root.exists():
+            try:
+                version = json.loads(root.read_bytes())["attributes"]["format_version"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise CacheError(f"{root} cannot be read as a cache's metadata ({error!r})") from error
+            array_format.check_version(version, root)
+
+    @property
+    def runs_path(self) -> Path:
+        """Folder of the jobs' records."""
+        return self.path / "runs"
+
+    @property
+    def indexes_path(self) -> Path:
+        """Folder of the search indexes."""
+        return self.path / "indexes"
+
+    @property
+    def datasets_path(self) -> Path:
+        """Folder of the sample tables."""
+        return self.path / "datasets"
+
+    # -- What is there -----------------------------------------------------------------------------------------------
+
+    def arrays(self) -> list[tuple[str, str]]:
+        """Return (kind, name) of all keyed arrays."""
+        return keyed_array.list_arrays(self.path)
+
+    def array(self, kind: str, name: str) -> KeyedArray:
+        """Return a keyed array with all rows committed so far; CacheError naming what there is where it is missing."""
+        known = self._arrays.get((kind, name))
+        if known is not None:
+            known.refresh()
+            return known
+        there = self.arrays()
+        if (kind, name) not in there:
+            others = ", ".join(other for other_kind, other in there if other_kind == kind)
+            raise CacheError(
+                f"the cache {self.path} has no {kind} rows of {name!r}"
+                + (f"; it has those of {others}" if others else "")
+                + "; `fluoro embed` computes them"
+            )
+        self._arrays[kind, name] = KeyedArray.open(self.path, kind, name)
+        return self._arrays[kind, name]
+
+    def encoders(self) -> list[dict[str, Any]]:
+        """Return the encoders that have rows here: id, rows by kind, and their whole description."""
+        found: dict[str, dict[str, Any]] = {}
+        for kind, name in self.arrays():
+            if kind in ("image", "text"):
+                array = self.array(kind, name)
+                entry = found.setdefault(name, {"id": name, "rows": {}, "description": dict(array.form.description)})
+                entry["rows"][kind] = len(array)
+        return list(found.values())
+
+    # -- Computing ---------------------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        dataset: Dataset,
+        encoder: EncoderLike,
+        what: Sequence[str] = ("image",),
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        commit_rows: int | None = None,
+        commit_seconds: float = 30.0,
+        rehash: bool = False,
+        limits: Mapping[str, int] | None = None,
+        progress: extract.Progress | None = None,
+    ) -> EmbedReport:
+        """Compute and store what is missing of a data set.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        encoder : EncoderLike
+        what : sequence of str
+            "image" and "text" embeddings, "pixels" (the model's input before mean and standard deviation) and
+            "tokens@LAYER" (what enters that block; -1 is the last).
+        batch_size : int, optional
+            Of every batch, the last one filled up; 32 on a CPU, 256 elsewhere.
+        workers : int, optional
+            Threads that read and decode; as many as there are cores, at most 16.
+        commit_rows : int, optional
+            Rows a commit; 64 MiB unless given.
+        commit_seconds : float
+            Commit at least this often.
+        rehash : bool
+            Read all files, also those that look unchanged.
+        limits : mapping, optional
+            ``max_pixels``: larger images are refused (decompression bombs).
+        progress : callable(name, done, total), optional
+
+        Returns
+        -------
+        EmbedReport
+
+        Raises
+        ------
+        UsageError
+            An unknown product or limit.
+        CacheError
+            The cache cannot be written. What is committed stays valid, and the same call goes on from there.
+        KeyboardInterrupt
+            After Ctrl-C, with what was computed committed.
+        """
+        if isinstance(what, str):
+            raise UsageError(f"what is a list of products, such as [{what!r}]")
+        products = {product.what: product for product in (embed.product_of(name, encoder) for name in what)}
+        plan = embed.make_plan(encoder, batch_size, workers, commit_rows, commit_seconds, limits)
+        return embed.embed_dataset(
+            self.path,
+            self._sample_keys,
+            dataset,
+            encoder,
+            list(products.values()),
+            plan,
+            rehash=rehash,
+            progress=progress,
+        )
+
+    # -- Reading -----------------------------------------------------------------------------------------------------
+
+    def features(
+        self,
+        dataset: Dataset,
+        encoder: EncoderLike | str,
+        kind: Literal["image", "text"] = "image",
+        *,
+        normalize: bool = False,
+        dtype: type[np.floating] | np.dtype = np.float32,
+    ) -> Features:
+        """Return the embeddings of a data set's samples, in its order.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        encoder : EncoderLike or str
+            An encoder or its id.
+        kind : "image" or "text"
+        normalize : bool
+            Scale rows to length one (a row of zeros stays).
+        dtype : numpy dtype
+
+        Raises
+        ------
+        CacheError
+            Nothing of this encoder is in the cache, or a row is damaged.
+        """
+        array = self.array(kind, encoder if isinstance(encoder, str) else encoder.id)
+        keys = self.image_keys(dataset) if kind == "image" else self.text_keys(dataset)
+        stored, rows, missing = align(dataset, keys, array)
+        values = array.read(stored).astype(dtype)
+        return Features(normalized(values) if normalize else values, rows, keys[rows], missing)
+
+    def pixels(self, dataset: Dataset, preprocess: Any) -> StoredRows:
+        """Return the cached model inputs of a data set's samples, read when asked for; (m, h, w, 3) uint8.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        preprocess : Preprocess or str
+            A preprocessing or its id.
+        """
+        return self._stored(dataset, "pixels", preprocess if isinstance(preprocess, str) else preprocess.id)
+
+    def tokens(self, dataset: Dataset, encoder: EncoderLike, layer: int) -> StoredRows:
+        """Return the cached tokens that enter block `layer`, read when asked for; (m, n, width) float16."""
+        return self._stored(dataset, "tokens", embed.product_of(f"tokens@{layer}", encoder).name)
+
+    def _stored(self, dataset: Dataset, kind: str, name: str) -> StoredRows:
+        array = self.array(kind, name)
+        stored, rows, missing = align(dataset, self.image_keys(dataset), array)
+        return StoredRows(array, stored, rows, missing)
+
+    def text_features(
+        self, texts: Sequence[str], encoder: EncoderLike, *, normalize: bool = False, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Return embeddings of texts such as prompts, (n, dim) float32; computed once, then taken from the cache.
+
+        Raises
+        ------
+        UsageError
+            An empty text, or none.
+        CacheError
+            A text's embedding cannot be stored (not finite).
+        """
+        texts = list(texts)
+        if not texts or not all(texts):
+            raise UsageError(f"{'an empty text' if texts else 'no text'} cannot be embedded; give at least one word")
+        product, tally = embed.product_of("text", encoder), Tally({"text": 0})
+        buffer = RowBuffer(self.path, product.what, product.kind, product.name, product.description)
+        plan = embed.make_plan(encoder, batch_size, None, None, 30.0, None)
+        embed.embed_texts(texts, encoder, buffer, tally, plan)
+        for text in texts:
+            if failure := tally.failed_keys.get(key_of_text(text)):
+                raise CacheError(f"the text {text!r} cannot be embedded: {failure[1]}")
+        array = self.array("text", encoder.id)
+        values = array.read(array.find(stacked([key_of_text(text) for text in texts]))).astype(np.float32)
+        return normalized(values) if normalize else values
+
+    def image_keys(self, dataset: Dataset) -> np.ndarray:
+        """Return the keys of a data set's images, (n, 16) uint8; zeros where there is no image or it cannot be read.
+
+        Unchanged files are recognised by their fingerprints, others are read.
+        """
+        return self._sample_keys.of_images(dataset)
+
+    def text_keys(self, dataset: Dataset) -> np.ndarray:
+        """Return the keys of a data set's texts, (n, 16) uint8; zeros where there is none."""
+        return self._sample_keys.of_texts(dataset)
