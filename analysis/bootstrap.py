@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, Prediction, check_truth, weighted_metrics
 from engine.errors import DataError, UsageError
@@ -193,8 +194,10 @@ def bootstrap_metrics(
     block = max(1, _WEIGHT_CELLS // len(truth))
     for start in range(0, replicates, block):
         weights = counts[start : start + block].T[codes].astype(np.float64)
-        for row, prediction in enumerate(predictions.values()):
-            drawn[row, start : start + block] = _metrics_of(truth, prediction, weights)
+        # Thin products: BLAS threads cost more in waiting for each other than they save.
+        with threadpool_limits(1, user_api="blas"):
+            for row, prediction in enumerate(predictions.values()):
+                drawn[row, start : start + block] = _metrics_of(truth, prediction, weights)
     columns: list[tuple[str, str | None]] = [(metric, None) for metric in OVERALL_METRICS]
     columns += [(metric, label) for metric in LABEL_METRICS for label in label_names]
     return Bootstrap(

@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from scipy.special import logit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from analysis.heads import LinearHead
 from analysis.metrics import average_precision, check_truth, mean_of_defined
@@ -112,8 +114,11 @@ def fit_probe(
         raise DataError(f"no validation samples to choose among {len(grid)} values of C; give a val split or one C")
     if tuned:
         x_val, y_val = _checked(val_x, val_y, names, "validation", normalize)
-    trainable = y.any(axis=0) & ~y.all(axis=0)
-    weights, biases, iterations = _regularisation_path(x, y, trainable, grid, names, tol, max_iter)
+    trainable = np.asarray(y.any(axis=0) & ~y.all(axis=0))
+    # L-BFGS makes thousands of small products; BLAS threads waiting for each other on a busy machine made them 20 times
+    # slower than one thread.
+    with threadpool_limits(1, user_api="blas"):
+        weights, biases, iterations = _regularisation_path(x, y, trainable, grid, names, tol, max_iter)
     history = []
     for index, c in enumerate(grid):
         row = {"C": c, "iterations": float(iterations[index].sum())}
@@ -125,7 +130,7 @@ def fit_probe(
     chosen = _best(history, select) if tuned else 0
     if tuned and len(grid) > 2 and chosen in (0, len(grid) - 1):
         logger.info("C = %g was chosen at the edge of the grid %s", grid[chosen], grid)
-    untrained = tuple(name for name, ok in zip(names, trainable, strict=True) if not ok)
+    untrained = tuple(names[label] for label in np.flatnonzero(~trainable))
     if untrained:
         logger.warning(
             "labels of one value only in training get their prior instead of a probe: %s", ", ".join(untrained)
@@ -300,27 +305,8 @@ def paper_probe(
     names = tuple(label_names)
     x, y = (_tensor(each) for each in _checked(train_x, train_y, names, "training", False))
     x_val, y_val = (_tensor(each) for each in _checked(val_x, val_y, names, "validation", False))
-    generator = torch.Generator().manual_seed(seed)
-    head = paper_head(x.shape[1], len(names), generator)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
-    best_loss, best_epoch, waited = float("inf"), 0, 0
-    best = {name: value.clone() for name, value in head.state_dict().items()}
-    history: list[dict[str, float]] = []
-    for epoch in range(1, recipe.epochs + 1):
-        rate = schedule.get_last_lr()[0]
-        order = torch.randperm(len(x), generator=generator)
-        train_loss = _train_epoch(head, optimizer, x[order], y[order], recipe.batch_size)
-        val_loss = _batch_loss(head, x_val, y_val, recipe.batch_size)
-        schedule.step()
-        history.append({"epoch": float(epoch), "learning_rate": rate, "train_loss": train_loss, "val_loss": val_loss})
-        if val_loss < best_loss - recipe.minimum_improvement:
-            best_loss, best_epoch, waited = val_loss, epoch, 0
-            best = {name: value.clone() for name, value in head.state_dict().items()}
-        else:
-            waited += 1
-            if waited >= recipe.patience:
-                break
+    with _one_torch_thread():
+        best, best_epoch, history = _paper_loop(x, y, x_val, y_val, seed, recipe)
     trained = LinearHead(
         weight=best["weight"].double().numpy(),
         bias=best["bias"].double().numpy(),
@@ -338,6 +324,45 @@ def paper_probe(
         },
     )
     return ProbeResult(trained, history, (), time.perf_counter() - begun)
+
+
+def _paper_loop(
+    x: torch.Tensor, y: torch.Tensor, x_val: torch.Tensor, y_val: torch.Tensor, seed: int, recipe: PaperProbeSettings
+) -> tuple[dict[str, torch.Tensor], int, list[dict[str, float]]]:
+    """Return the best epoch's parameters, its number (from 1), and one row an epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    head = paper_head(x.shape[1], y.shape[1], generator)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
+    best_loss, best_epoch, waited = float("inf"), 0, 0
+    best = {name: value.clone() for name, value in head.state_dict().items()}
+    history: list[dict[str, float]] = []
+    for epoch in range(1, recipe.epochs + 1):
+        rate = float(schedule.get_last_lr()[0])
+        order = torch.randperm(len(x), generator=generator)
+        train_loss = _train_epoch(head, optimizer, x[order], y[order], recipe.batch_size)
+        val_loss = _batch_loss(head, x_val, y_val, recipe.batch_size)
+        schedule.step()
+        history.append({"epoch": float(epoch), "learning_rate": rate, "train_loss": train_loss, "val_loss": val_loss})
+        if val_loss < best_loss - recipe.minimum_improvement:
+            best_loss, best_epoch, waited = val_loss, epoch, 0
+            best = {name: value.clone() for name, value in head.state_dict().items()}
+        else:
+            waited += 1
+            if waited >= recipe.patience:
+                break
+    return best, best_epoch, history
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Train on one thread: a batch of 24 rows is too little to share, and on a busy machine sharing costs 50 times."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def paper_head(dimensions: int, labels: int, generator: torch.Generator) -> torch.nn.Linear:
