@@ -124,19 +124,18 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
     DataError
         A cell is no finite number; the message names it with its line.
     """
-    values = table[column]
-    if pd.api.types.is_bool_dtype(values.dtype):
-        return values.fillna(False).to_numpy(dtype=np.float64)
-    text = text_of(values)
+    # Each distinct value is understood once: a column of labels has three, however many rows there are.
+    codes, distinct = pd.factorize(table[column], use_na_sentinel=False)
+    text = text_of(pd.Series(distinct))
     folded = text.str.lower()
     empty = folded.isin(BLANK_VALUES).to_numpy()
-    numbers = pd.to_numeric(text.mask(empty, "nan"), errors="coerce").to_numpy(dtype=np.float64, copy=True)
-    for word, value in (("true", 1.0), ("false", 0.0)):
-        numbers[(folded == word).to_numpy()] = value
-    wrong = ~np.isfinite(numbers) & ~(empty if blank is not None else np.zeros(len(text), dtype=bool))
+    meanings = folded.mask(empty, "nan").replace({"true": "1", "false": "0"})
+    numbers = pd.to_numeric(meanings, errors="coerce").to_numpy(dtype=np.float64)[codes]
+    empty = empty[codes]
+    wrong = ~np.isfinite(numbers) if blank is None else ~np.isfinite(numbers) & ~empty
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        shown = text.iloc[row]
+        shown = text.iloc[codes[row]]
         what = f"{shown!r} is not a finite number" if shown else "the cell is empty"
         raise DataError(
             f"{place(path, table.index[row])}, column {column!r}: {what} ({int(wrong.sum())} such cells); "

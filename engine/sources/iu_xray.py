@@ -279,8 +279,8 @@ def _samples(table: pd.DataFrame, reports: pd.DataFrame, sections: list[str]) ->
             "caption": table["caption"],
         }
     )
-    samples["split"] = samples["split"].astype(object)
-    return pd.concat([samples, of_report[[*SECTIONS, "mesh"]]], axis=1)
+    samples = pd.concat([samples, of_report[[*SECTIONS, "mesh"]]], axis=1)
+    return samples.astype({name: object for name in samples.columns if name != "image_present"})
 
 
 def _labels_in_folder(files: list[str]) -> str | None:

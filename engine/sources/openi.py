@@ -131,7 +131,7 @@ def read_kaggle(root: str, files: Sequence[str]) -> Reports:
     columns = {"uid": text_of(table["uid"]).map(uid_of)}
     for section in SECTIONS:
         columns[section] = text_of(table[section]) if section in table.columns else ""
-    columns["mesh"] = text_of(table["MeSH"]) if "MeSH" in table.columns else ""
+    columns["mesh"] = text_of(table["MeSH"]).str.replace(r"\s*;\s*", ";", regex=True) if "MeSH" in table.columns else ""
     read = pd.DataFrame(columns)
     twice = read["uid"][read["uid"].duplicated()]
     if len(twice):

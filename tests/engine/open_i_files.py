@@ -28,7 +28,9 @@ def kaggle_name(image: str) -> str:
 
 def xml_of(uid, mesh, findings, impression, images) -> str:
     terms = "".join(f"<major>{term}</major>" for term in mesh.split(";"))
-    named = "".join(f'<parentImage id="{image}"><caption>Chest PA and lateral</caption></parentImage>' for image in images)
+    named = "".join(
+        f'<parentImage id="{image}"><caption>Chest PA and lateral</caption></parentImage>' for image in images
+    )
     return (
         f'<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="{uid}"/><Abstract>'
         f'<AbstractText Label="FINDINGS">{findings}</AbstractText><AbstractText Label="IMPRESSION">{impression}'
@@ -74,7 +76,9 @@ def write_kaggle(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_projections(folder)
     lines = ["uid,MeSH,Problems,image,indication,comparison,findings,impression"]
-    lines += [f"{uid[3:]},{mesh},,,,,{findings},{impression}" for uid, mesh, findings, impression, named in REPORTS if named]
+    lines += [
+        f"{uid[3:]},{mesh},,,,,{findings},{impression}" for uid, mesh, findings, impression, named in REPORTS if named
+    ]
     (folder / "indiana_reports.csv").write_text("\n".join(lines) + "\n")
     for number, image in enumerate(VIEWS):
         write_png(folder / "images" / "images_normalized" / kaggle_name(image), number)

@@ -61,7 +61,9 @@ def test_region__prefers_the_mask():
 
 
 def test_queries():
-    annotations = Annotations(boxes(("b", "Edema", 0, 0, 1, 1), ("a", "Fracture", 0, 0, 2, 1), ("b", "Edema", 3, 3, 1, 1)))
+    annotations = Annotations(
+        boxes(("b", "Edema", 0, 0, 1, 1), ("a", "Fracture", 0, 0, 2, 1), ("b", "Edema", 3, 3, 1, 1))
+    )
     assert annotations.labels == ("Edema", "Fracture")
     assert annotations.sample_ids() == ["b", "a"]
     assert annotations.sample_ids("Fracture") == ["a"]
@@ -102,7 +104,9 @@ class CountedBoxes:
 
     def boxes_of(self, sample_id):
         self.made += 1
-        return boxes((sample_id, "Edema" if sample_id == "a" else "Lung_Opacity", 1, 2, 3, 4)).assign(source="", place="")
+        return boxes((sample_id, "Edema" if sample_id == "a" else "Lung_Opacity", 1, 2, 3, 4)).assign(
+            source="", place=""
+        )
 
 
 def test_box_source__is_asked_only_for_what_is_needed():
@@ -128,13 +132,22 @@ def test_read_box_table__maps_columns_and_ids(tmp_path):
     columns = {"image": "file", "label": "finding", "width": "w", "height": "h"}
     annotations = read_box_table(path, columns, ids={"p/2.png": "two", "p/3.png": "three"})
     assert annotations.sample_ids() == ["two"]
-    assert annotations.boxes.iloc[0][["x", "width", "source", "place"]].tolist() == [5, 7, "boxes.csv", "boxes.csv line 3"]
+    assert annotations.boxes.iloc[0][["x", "width", "source", "place"]].tolist() == [
+        5,
+        7,
+        "boxes.csv",
+        "boxes.csv line 3",
+    ]
 
 
 BAD_BOXES = {
     "no such column": (["a,Edema,1,2,3,4"], "image,finding,x,y,width,height", r"no column 'label'"),
     "misspelt column": (["a,Edema,1,2,3,4"], "image,label,x,y,widht,height", r"no column 'width'; nearest: widht"),
-    "not a number": (["a,Edema,1,2,three,4"], None, r"boxes.csv line 2, column 'width': 'three' is not a finite number"),
+    "not a number": (
+        ["a,Edema,1,2,three,4"],
+        None,
+        r"boxes.csv line 2, column 'width': 'three' is not a finite number",
+    ),
     "empty cell": (["a,Edema,1,2,3,4", "a,Edema,1,,3,4"], None, r"boxes.csv line 3, column 'y': the cell is empty"),
     "no width": (["a,Edema,1,2,0,4"], None, r"boxes.csv line 2: the box .* must be positive"),
     "begins outside": (["a,Edema,-30,2,40,4"], None, r"boxes.csv line 2: .* begins outside the image"),
@@ -159,7 +172,9 @@ def test_read_box_table__without_a_file(tmp_path):
 
 def test_region__refuses_a_box_outside_an_image_whose_size_only_shows_on_reading(tmp_path):
     annotations = read_box_table(write_boxes(tmp_path, "a,Edema,60,2,50,4"))
-    with pytest.raises(DataError, match=r"boxes.csv line 2: the box \(x 60, y 2, width 50, height 4\) of 'Edema' in 'a'"):
+    with pytest.raises(
+        DataError, match=r"boxes.csv line 2: the box \(x 60, y 2, width 50, height 4\) of 'Edema' in 'a'"
+    ):
         annotations.region("a", "Edema", 80, 100)
 
 

@@ -1,6 +1,7 @@
 """COCO files, held against pycocotools' own encoding and matplotlib's point-in-polygon test."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_polygon_mask__agrees_with_a_point_in_polygon_test(seed):
     centres = np.column_stack([columns.ravel(), rows.ravel()])
     inside = np.zeros(len(centres), dtype=bool)
     # matplotlib fills self-crossing outlines by winding number; triangles leave no doubt, and parity joins them.
-    for first, second in zip(points[1:-1], points[2:], strict=True):
+    for first, second in pairwise(points[1:]):
         inside ^= Outline(np.array([points[0], first, second, points[0]]), closed=True).contains_points(centres)
     np.testing.assert_array_equal(polygon_mask(points, 29, 31), inside.reshape(29, 31))
 

@@ -55,7 +55,7 @@ def test_text_files_beside_images_are_their_texts(tmp_path):
 
 
 def test_folder__without_images(tmp_path):
-    with pytest.raises(DataError, match="no image below .*it is empty"):
+    with pytest.raises(DataError, match=r"no image below .*it is empty"):
         open_dataset(f"folder:{tmp_path}")
     (tmp_path / "a.csv").touch()
     with pytest.raises(DataError, match=r"it holds 1 \.csv files; images are known by suffixes"):

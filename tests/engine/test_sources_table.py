@@ -101,7 +101,10 @@ BAD = {
     "named column absent": ({"labels": ["Edema", "Fractur"]}, r"no column 'Fractur'; nearest: Fracture"),
     "image column absent": ({"image": "file"}, r"no column 'file'"),
     "text column absent": ({"text": ["findings", "impresion"]}, r"no column 'impresion'; nearest: impression"),
-    "unknown label name": ({"labels": "names", "label_names": ["Edema", "Fractures"]}, r"line 2, .*unknown label 'Mass'"),
+    "unknown label name": (
+        {"labels": "names", "label_names": ["Edema", "Fractures"]},
+        r"line 2, .*unknown label 'Mass'",
+    ),
     "labels that are words": ({"labels": ["Edema", "view"]}, r"line 2, column 'view': 'PA' is not a finite number"),
     "labels that are sizes": ({"labels": ["Edema", "width"]}, r"line 2, column 'width': 10 is no label; 1 is positive"),
     "ids twice": ({"id": "view"}, r"table.csv line 2 and line 4, column 'view': the id 'PA' occurs more than once"),
@@ -148,18 +151,18 @@ def test_split_can_be_ignored(table):
     assert set(dataset.samples["split"]) == {""}
 
 
-def test_table__of_300_000_rows_opens_in_seconds(tmp_path):
-    count = 300_000
+def test_table__of_100_000_rows_opens_in_seconds(tmp_path):
+    count = 100_000
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"image": [f"{row:06d}.png" for row in range(count)], "patient_id": np.arange(count) // 3})
     frame = frame.assign(**{f"label {column}": rng.integers(0, 2, count) for column in range(14)})
     frame["split"] = np.where(frame["patient_id"] % 10 == 0, "test", "train")
     frame.to_csv(tmp_path / "big.csv", index=False)
     write_png(tmp_path / "000000.png")
-    start = time.perf_counter()
+    start = time.process_time()
     dataset = open_dataset(f"table:{tmp_path}/big.csv", labels=[f"label {column}" for column in range(14)])
     assert dataset.labels.shape == (count, 14) and dataset.labels.sum() == frame.iloc[:, 2:16].to_numpy().sum()
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 10
 
 
 def test_table__of_real_radiographs_with_boxes():
