@@ -225,9 +225,7 @@ class Cache:
         stored, rows, missing = align(dataset, self.image_keys(dataset), array)
         return StoredRows(array, stored, rows, missing)
 
-    def text_features(
-        self, texts: Sequence[str], encoder: EncoderLike, *, normalize: bool = False, batch_size: int | None = None
-    ) -> np.ndarray:
+    def text_features(self, texts: Sequence[str], encoder: EncoderLike, *, normalize: bool = False) -> np.ndarray:
         """Return embeddings of texts such as prompts, (n, dim) float32; computed once, then taken from the cache.
 
         Raises
@@ -242,7 +240,7 @@ class Cache:
             raise UsageError(f"{'an empty text' if texts else 'no text'} cannot be embedded; give at least one word")
         product, tally = embed.product_of("text", encoder), Tally({"text": 0})
         buffer = RowBuffer(self.path, product.what, product.kind, product.name, product.description)
-        plan = embed.make_plan(encoder, batch_size, None, None, 30.0, None)
+        plan = embed.make_plan(encoder, None, None, None, 30.0, None)
         embed.embed_texts(texts, encoder, buffer, tally, plan)
         for text in texts:
             if failure := tally.failed_keys.get(key_of_text(text)):

@@ -213,7 +213,6 @@ def embed_texts(
         buffer,
         tally,
         CommitPolicy(plan.commit_rows, plan.commit_seconds),
-        batch_size=plan.batch_size,
         progress=progress,
     )
     buffer.finish()

@@ -24,6 +24,7 @@ from engine.decoding import Decoded, Decoder, ImageWork, ordered_map
 from engine.row_buffer import CommitPolicy, Committing, RowBuffer, Tally, to_half
 
 Item = TypeVar("Item")
+TEXTS_AT_ONCE = 256
 Progress = Callable[[str, int, int], object]
 
 
@@ -39,7 +40,7 @@ class EncoderLike(Protocol):
         """Return embeddings (b, dim) of uint8 pixels (b, h, w, 3)."""
 
     def encode_text(self, texts: list[str]) -> Any:
-        """Return embeddings (b, dim) of texts."""
+        """Return embeddings (b, dim) of texts, each independent of the others."""
 
     def tokens(self, pixels: np.ndarray, layer: int) -> Any:
         """Return what enters block `layer`, (b, n, width)."""
@@ -110,18 +111,17 @@ def extract_texts(
     tally: Tally,
     policy: CommitPolicy,
     *,
-    batch_size: int,
     progress: Progress | None = None,
 ) -> None:
     """Compute and store the embeddings of texts that are all different and all missing."""
     with Committing([buffer], tally, policy):
-        for start in range(0, len(texts), batch_size):
-            some = list(texts[start : start + batch_size])
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = list(texts[start : start + TEXTS_AT_ONCE])
             began = time.perf_counter()
-            # Filled up with the last text: one shape for all batches, and no text that a tokenizer may refuse.
-            values = as_array(encoder.encode_text(some + some[-1:] * (batch_size - len(some))))[: len(some)]
+            # Texts are of many lengths, so it is the encoder that gives its batches static shapes.
+            values = as_array(encoder.encode_text(some))
             tally.seconds["encode"] += time.perf_counter() - began
-            _keep(buffer, list(keys[start : start + batch_size]), values, tally)
+            _keep(buffer, list(keys[start : start + TEXTS_AT_ONCE]), values, tally)
             if policy.due([buffer]):
                 policy.commit([buffer], tally)
             if progress is not None:
