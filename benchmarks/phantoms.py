@@ -85,7 +85,9 @@ class SmallCnn(nn.Sequential):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             if after == 48 or after == 72 or after == 128:
                 layers += [nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(widths[-1], len(STUDY_LABELS)))
+        super().__init__(
+            *layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(widths[-1], len(STUDY_LABELS))
+        )
 
 
 def cnn_scores(train: np.ndarray, y: np.ndarray, test: np.ndarray, epochs: int, seed: int = 0) -> np.ndarray:
@@ -108,7 +110,9 @@ def cnn_scores(train: np.ndarray, y: np.ndarray, test: np.ndarray, epochs: int, 
             schedule.step()
     model.eval()
     with torch.inference_mode():
-        parts = [model(torch.from_numpy(test[k : k + 256])[:, None].float() / 128 - 1) for k in range(0, len(test), 256)]
+        parts = [
+            model(torch.from_numpy(test[k : k + 256])[:, None].float() / 128 - 1) for k in range(0, len(test), 256)
+        ]
     return torch.cat(parts).numpy()
 
 
@@ -130,8 +134,15 @@ def main() -> None:
     for column, label in enumerate(STUDY_LABELS):
         areas = auroc_columns(statistics, y_test[:, column] == 1)
         areas = np.maximum(areas, 1 - areas)
-        figures[label] = {"positives": int(y_test[:, column].sum()), "trivial": float(areas.max()), "by": names[int(areas.argmax())]}
-        print(f"{label:28s} {figures[label]['positives']:5d} positive, best trivial {areas.max():.3f} ({figures[label]['by']})", flush=True)
+        figures[label] = {
+            "positives": int(y_test[:, column].sum()),
+            "trivial": float(areas.max()),
+            "by": names[int(areas.argmax())],
+        }
+        print(
+            f"{label:28s} {figures[label]['positives']:5d} positive, best trivial {areas.max():.3f} ({figures[label]['by']})",
+            flush=True,
+        )
     if options.train:
         train, y_train, _ = draw_many(TRAIN_SEED, options.train, options.enrich)
         start = time.perf_counter()
@@ -142,7 +153,12 @@ def main() -> None:
             print(f"{label:28s} CNN {figures[label]['cnn']:.3f}")
     if options.write:
         RESULTS.parent.mkdir(exist_ok=True)
-        record = {"generator": GENERATOR_VERSION, "options": vars(options), "phantoms_per_second": rate, "labels": figures}
+        record = {
+            "generator": GENERATOR_VERSION,
+            "options": vars(options),
+            "phantoms_per_second": rate,
+            "labels": figures,
+        }
         RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -52,7 +52,9 @@ class Thorax:
         return self.base - (self.lift[0] if side == RIGHT else self.lift[1])
 
 
-def draw_thorax(rng: np.random.Generator, heart_growth: float, widening: float, aorta: float, lifts: tuple[float, float]) -> Thorax:
+def draw_thorax(
+    rng: np.random.Generator, heart_growth: float, widening: float, aorta: float, lifts: tuple[float, float]
+) -> Thorax:
     """Draw a patient's build.
 
     Parameters
@@ -73,9 +75,15 @@ def draw_thorax(rng: np.random.Generator, heart_growth: float, widening: float, 
         base=between(1, 46, 80),
         dome=(between(2, 14, 26), between(3, 13, 24)),
         lift=(between(4, 4, 11) + lifts[0], between(5, 0, 5) + lifts[1]),
-        heart=(18 + 9 * reach + (4 + 8 * u[6]) * heart_growth, 41 + 11 * between(7, 0, 1) + (17 + 8 * u[8]) * heart_growth),
+        heart=(
+            18 + 9 * reach + (4 + 8 * u[6]) * heart_growth,
+            41 + 11 * between(7, 0, 1) + (17 + 8 * u[8]) * heart_growth,
+        ),
         heart_top=between(9, -30, -18) - 8 * heart_growth,
-        mediastinum=(between(10, 13, 18) + (11 + 6 * u[11]) * widening, between(12, 13, 19) + (11 + 6 * u[13]) * widening),
+        mediastinum=(
+            between(10, 13, 18) + (11 + 6 * u[11]) * widening,
+            between(12, 13, 19) + (11 + 6 * u[13]) * widening,
+        ),
         knob=between(14, 8, 12) + 9 * aorta,
         bend=between(15, -4, 4),
         turn=between(16, -8, 8),
@@ -91,15 +99,31 @@ def body(thorax: Thorax) -> list[Points]:
     """Return the outlines of neck, trunk and upper arms."""
     fat, away = thorax.fat, 18 * thorax.clavicle - 8
     half = [
-        (26 + fat * 0.3, -150), (27 + fat * 0.3, -118), (40 + fat * 0.5, -104), (80 + fat * 0.5, -97), (112 + fat * 0.6, -86),
-        (134 + fat * 0.8, -62), (142 + fat, -30), (146 + fat, 20), (150 + fat, 90), (150 + fat, 160),
-        (118 + fat + away, 160), (114 + fat + away, 80), (107 + fat * 0.9 + away / 2, 25), (104 + fat * 0.7, -2),
+        (26 + fat * 0.3, -150),
+        (27 + fat * 0.3, -118),
+        (40 + fat * 0.5, -104),
+        (80 + fat * 0.5, -97),
+        (112 + fat * 0.6, -86),
+        (134 + fat * 0.8, -62),
+        (142 + fat, -30),
+        (146 + fat, 20),
+        (150 + fat, 90),
+        (150 + fat, 160),
+        (118 + fat + away, 160),
+        (114 + fat + away, 80),
+        (107 + fat * 0.9 + away / 2, 25),
+        (104 + fat * 0.7, -2),
     ]
     trunk = [(95 + fat, 0), (93 + fat, 30), (94 + fat, 70), (92 + fat * 1.1, 110), (94 + fat * 1.2, 160)]
     outlines = []
     for side in (RIGHT, LEFT):
         outlines.append(spline([(side * x, y) for x, y in half], closed=True, steps=4))
-    whole = [(-x, y) for x, y in reversed(trunk)] + [(-90, -80), (-40, -100), (-26 - fat * 0.3, -125), (-26 - fat * 0.3, -160)]
+    whole = [(-x, y) for x, y in reversed(trunk)] + [
+        (-90, -80),
+        (-40, -100),
+        (-26 - fat * 0.3, -125),
+        (-26 - fat * 0.3, -160),
+    ]
     whole += [(26 + fat * 0.3, -160), (26 + fat * 0.3, -125), (40, -100), (90, -80), *trunk]
     outlines.append(np.array(whole, np.float64))
     return outlines
@@ -113,10 +137,27 @@ def diaphragm(thorax: Thorax, side: int) -> Points:
     mid = float(thorax.midline(base))
     reach = wall - side * mid
     points = [
-        (side * wall, base + 5), (side * (wall - 0.07 * reach), base - 0.38 * dome), (side * (wall - 0.24 * reach), base - 0.85 * dome),
-        (side * (wall - 0.46 * reach), base - dome), (side * (wall - 0.7 * reach), base - 0.86 * dome), (mid + side * 8, base - 0.55 * dome),
+        (side * wall, base + 5),
+        (side * (wall - 0.07 * reach), base - 0.38 * dome),
+        (side * (wall - 0.24 * reach), base - 0.85 * dome),
+        (side * (wall - 0.46 * reach), base - dome),
+        (side * (wall - 0.7 * reach), base - 0.86 * dome),
+        (mid + side * 8, base - 0.55 * dome),
     ]
     return spline(points, steps=6)
+
+
+def belly(thorax: Thorax) -> Points:
+    """Return the outline of what lies below the diaphragm."""
+    low = [(110.0, 180.0), (-110.0, 180.0)]
+    return np.concatenate([diaphragm(thorax, RIGHT), diaphragm(thorax, LEFT)[::-1], low])
+
+
+def breasts(thorax: Thorax) -> list[Points]:
+    """Return the outlines of both breasts."""
+    low = thorax.base - 4 + 20 * thorax.breast
+    half = [(22, low - 34), (60, low - 50), (96, low - 30), (98, low), (62, low + 14), (28, low)]
+    return [spline([(side * x, y) for x, y in half], closed=True) for side in (RIGHT, LEFT)]
 
 
 def lung(thorax: Thorax, side: int) -> Points:
@@ -138,9 +179,19 @@ def heart(thorax: Thorax) -> Points:
     top = thorax.heart_top
     low = thorax.base - 8
     points = [
-        (turn - 13, top - 14), (turn - 0.85 * right, top + 12), (turn - right, top + 36), (turn - 0.92 * right, low - 12),
-        (turn - 0.5 * right, low + 6), (turn + 0.35 * left, low + 10), (turn + 0.86 * left, low + 3), (turn + left, low - 13),
-        (turn + 0.96 * left, low - 31), (turn + 0.8 * left, low - 50), (turn + 0.56 * left, top + 14), (turn + 21, top - 2), (turn + 15, top - 14),
+        (turn - 13, top - 14),
+        (turn - 0.85 * right, top + 12),
+        (turn - right, top + 36),
+        (turn - 0.92 * right, low - 12),
+        (turn - 0.5 * right, low + 6),
+        (turn + 0.35 * left, low + 10),
+        (turn + 0.86 * left, low + 3),
+        (turn + left, low - 13),
+        (turn + 0.96 * left, low - 31),
+        (turn + 0.8 * left, low - 50),
+        (turn + 0.56 * left, top + 14),
+        (turn + 21, top - 2),
+        (turn + 15, top - 14),
     ]
     return spline(points, closed=True, steps=6)
 
@@ -151,15 +202,23 @@ def mediastinum(thorax: Thorax) -> Points:
     turn, knob = thorax.turn, thorax.knob
     reach = max(left, 13.0) + knob * 0.75
     points = [
-        (turn * 0.6 - right * 0.45, -104), (turn - right * 0.8, -74), (turn - right, -45), (turn - right * 0.95, -15), (turn, 5),
-        (turn + left * 0.95, -12), (turn + max(left, reach * 0.72), -30), (turn + reach, -42), (turn + reach * 0.93, -52),
-        (turn + max(left * 0.85, 11), -64), (turn * 0.6 + left * 0.45, -104),
+        (turn * 0.6 - right * 0.45, -104),
+        (turn - right * 0.8, -74),
+        (turn - right, -45),
+        (turn - right * 0.95, -15),
+        (turn, 5),
+        (turn + left * 0.95, -12),
+        (turn + max(left, reach * 0.72), -30),
+        (turn + reach, -42),
+        (turn + reach * 0.93, -52),
+        (turn + max(left * 0.85, 11), -64),
+        (turn * 0.6 + left * 0.45, -104),
     ]
     return spline(points, closed=True, steps=6)
 
 
 def posterior_ribs(thorax: Thorax) -> np.ndarray:
-    """Return the hind arcs, (side 2, RIBS, points, 2), from the spine to the wall; the sides in order RIGHT, LEFT."""
+    """Return the hind arcs, (2 * RIBS, points, 2), from the spine to the wall: first those of the right."""
     number = np.arange(RIBS)
     top = -86 + number * thorax.spacing
     drop = thorax.slope * (10 + 1.6 * number)
@@ -179,11 +238,11 @@ def posterior_ribs(thorax: Thorax) -> np.ndarray:
             axis=1,
         )
         out.append(spline(knots, steps=5))
-    return np.array(out)
+    return np.concatenate(out)
 
 
 def anterior_ribs(thorax: Thorax) -> np.ndarray:
-    """Return the front arcs, (side 2, 6, points, 2), from the wall to the cartilage."""
+    """Return the front arcs, (12, points, 2), from the wall to the cartilage."""
     number = np.arange(6)
     start = np.minimum(-86 + number * thorax.spacing + thorax.slope * (10 + 1.6 * number) + 8, 98.0)
     drop = thorax.slope * (26 + 3.0 * number)
@@ -200,14 +259,19 @@ def anterior_ribs(thorax: Thorax) -> np.ndarray:
             axis=1,
         )
         out.append(spline(knots, steps=5))
-    return np.array(out)
+    return np.concatenate(out)
 
 
 def clavicle(thorax: Thorax, side: int) -> Points:
     """Return the collar bone's line from the breast bone to the shoulder."""
     rise = 14 * thorax.clavicle
     start = thorax.turn * 0.7
-    points = [(start + side * 13, -68), (start + side * 32, -74 - 0.3 * rise), (side * 62, -80 - 0.7 * rise), (side * 96, -84 - rise)]
+    points = [
+        (start + side * 13, -68),
+        (start + side * 32, -74 - 0.3 * rise),
+        (side * 62, -80 - 0.7 * rise),
+        (side * 96, -84 - rise),
+    ]
     return spline(points, steps=6)
 
 
@@ -223,7 +287,15 @@ def humerus(thorax: Thorax, side: int) -> list[Points]:
 def scapula(thorax: Thorax, side: int) -> Points:
     """Return the outline of a shoulder blade, partly over the lung's edge."""
     out = 6 * thorax.clavicle
-    points = [(side * (74 + out), -70), (side * (100 + out), -84), (side * (112 + out), -70), (side * (104 + out), -46), (side * (92 + out), 4), (side * (84 + out), -2), (side * (78 + out), -38)]
+    points = [
+        (side * (74 + out), -70),
+        (side * (100 + out), -84),
+        (side * (112 + out), -70),
+        (side * (104 + out), -46),
+        (side * (92 + out), 4),
+        (side * (84 + out), -2),
+        (side * (78 + out), -38),
+    ]
     return spline(points, closed=True, steps=4)
 
 
@@ -231,11 +303,10 @@ def vertebrae(thorax: Thorax) -> list[Points]:
     """Return the vertebral bodies as boxes that follow the spine's bend."""
     tops = np.arange(-140.0, 150.0, 15.5)
     half = 8.0 + (tops + 140) * 0.016
-    boxes = []
-    for top, wide in zip(tops, half, strict=True):
-        mid, low = float(thorax.midline(max(top, -100))), float(thorax.midline(min(max(top + 12, -100), 100)))
-        boxes.append(np.array([(mid - wide, top), (mid + wide, top), (low + wide, top + 12.2), (low - wide, top + 12.2)]))
-    return boxes
+    low = tops + 12.2
+    above, below = thorax.midline(np.clip(tops, -100, 100)), thorax.midline(np.clip(low, -100, 100))
+    corners = [(above - half, tops), (above + half, tops), (below + half, low), (below - half, low)]
+    return list(np.stack([np.stack(corner, axis=1) for corner in corners], axis=1))
 
 
 def vessels(thorax: Thorax, rng: np.random.Generator, side: int) -> list[np.ndarray]:

@@ -88,7 +88,9 @@ def label_table(enrich: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     cumulative : ndarray of float64, (k,), ending at 1
     """
     if not 0.0 <= enrich <= MOST_ENRICHMENT:
-        raise UsageError(f"enrich={enrich!r} is not a share between 0 and {MOST_ENRICHMENT}; 0.1 makes no label rarer than 10 %")
+        raise UsageError(
+            f"enrich={enrich!r} is not a share between 0 and {MOST_ENRICHMENT}; 0.1 makes no label rarer than 10 %"
+        )
     position = {label: column for column, label in enumerate(STUDY_LABELS)}
     devices, nothing = position[SUPPORT_DEVICES], position[NO_FINDING]
     findings = [column for column in range(len(STUDY_LABELS)) if column not in (devices, nothing)]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.phantom.anatomy import diaphragm
+from engine.phantom.anatomy import diaphragm, lung
 from engine.phantom.case import LEFT, LOWER, MIDDLE, RIGHT, UPPER, Finding
 from engine.phantom.scene import Scene
-from engine.phantom.strokes import spline
+from engine.phantom.strokes import share, spline
 
 
 def draw_opacity(scene: Scene, finding: Finding) -> None:
@@ -47,7 +47,14 @@ def draw_edema(scene: Scene, finding: Finding) -> None:
     strength = 0.2 + 0.05 * finding.extent
     wings, lines = [], []
     for side in (RIGHT, LEFT):
-        wings.append(scene.blob(thorax.turn + side * scene.between(28, 52), scene.between(-34, 20), scene.between(17, 28) + 3 * finding.extent, scene.between(22, 38) + 4 * finding.extent))
+        wings.append(
+            scene.blob(
+                thorax.turn + side * scene.between(28, 52),
+                scene.between(-34, 20),
+                scene.between(17, 28) + 3 * finding.extent,
+                scene.between(22, 38) + 4 * finding.extent,
+            )
+        )
         for _ in range(9):
             y = scene.between(thorax.base_of(side) - 52, thorax.base_of(side) - 6)
             wall = float(thorax.wall(y)) - 2
@@ -55,13 +62,20 @@ def draw_edema(scene: Scene, finding: Finding) -> None:
         for _ in range(20):
             angle, start = scene.between(-1.4, 1.4), scene.between(8, 30)
             along = np.array([start, start + scene.between(10, 24)])
-            bow = np.stack([thorax.turn + side * (22 + along * np.cos(angle)), -14 + along * np.sin(angle) * 1.3], axis=1)
+            bow = np.stack(
+                [thorax.turn + side * (22 + along * np.cos(angle)), -14 + along * np.sin(angle) * 1.3], axis=1
+            )
             lines.append(bow)
     alveolar = finding.kind == "alveolar"
     layer = frame.soft(wings, 8)
-    scene.replace_air(finding.label, scene.cloudy(layer, 36, 0.8 if alveolar else 0.4) * np.float32(strength + (0.16 if alveolar else 0)), 0.14)
-    thin = frame.blur(frame.stroke(frame.blank(), lines, 1.7, 190), 0.6)
-    scene.replace_air(finding.label, thin * np.float32((0.6 if alveolar else 0.85) / 255), 0.2)
+    # One region a side: single streaks are the sign, but not the place.
+    there = scene.air > np.float32(0.15)
+    scene.mark(finding.label, there & (np.maximum(layer, frame.stroke(frame.blank(), lines, 6, smooth=False)) > 90))
+    haze = scene.cloudy(layer, 36, 0.8 if alveolar else 0.4)
+    haze *= np.float32(strength + (0.16 if alveolar else 0))
+    scene.replace_air(None, haze)
+    streaks = frame.blur(frame.stroke(frame.blank(), lines, 1.7, 190), 0.6)
+    scene.replace_air(None, streaks * np.float32((0.6 if alveolar else 0.85) / 255))
 
 
 def draw_consolidation(scene: Scene, finding: Finding) -> None:
@@ -76,14 +90,22 @@ def draw_consolidation(scene: Scene, finding: Finding) -> None:
     else:
         top, low = base - 42 - size + scene.between(-6, 6), base + 12
     inner, outer = 6.0, 100.0
-    outline = np.array([(side * inner, top), (side * outer, top + tilt), (side * outer, low - tilt), (side * inner, low)])
+    outline = np.array(
+        [(side * inner, top), (side * outer, top + tilt), (side * outer, low - tilt), (side * inner, low)]
+    )
     layer = frame.soft([outline], 1.6)
     bronchi = []
     middle = (top + low) / 2 if finding.zone != UPPER else (-80 + low) / 2
     for turn in (-0.75, -0.4, -0.1, 0.2, 0.5, 0.8):
         angle = turn + scene.between(-0.1, 0.1)
         along = np.array([8.0, 30.0, 52.0])
-        bronchi.append(spline(np.stack([side * (12 + along * np.cos(angle)), middle + along * np.sin(angle) + scene.between(-5, 5)], axis=1)))
+        bronchi.append(
+            spline(
+                np.stack(
+                    [side * (12 + along * np.cos(angle)), middle + along * np.sin(angle) + scene.between(-5, 5)], axis=1
+                )
+            )
+        )
     left_open = frame.blur(frame.stroke(frame.blank(), bronchi, 2.4, 200), 0.7)
     opacity = scene.cloudy(layer, 20, 0.2) * np.float32(scene.between(0.86, 0.95))
     scene.replace_air(finding.label, opacity * (np.float32(1) - left_open * np.float32(0.75 / 255)), 0.2)
@@ -98,7 +120,9 @@ def draw_pneumonia(scene: Scene, finding: Finding) -> None:
         for _ in range(17 + 4 * finding.extent):
             angle, far = scene.between(0, 6.2832), scene.between(0.05, 1.0)
             radius = scene.between(3.0, 6.2)
-            outlines.append(scene.blob(x + reach * far * np.cos(angle), y + 1.1 * reach * far * np.sin(angle), radius, radius))
+            outlines.append(
+                scene.blob(x + reach * far * np.cos(angle), y + 1.1 * reach * far * np.sin(angle), radius, radius)
+            )
         layer = scene.frame.soft(outlines, 1.7)
         scene.replace_air(finding.label, scene.cloudy(layer, 64, 0.25) * np.float32(scene.between(0.72, 0.85)), 0.16)
 
@@ -117,6 +141,30 @@ def draw_atelectasis(scene: Scene, finding: Finding) -> None:
     scene.replace_air(finding.label, layer * np.float32(scene.between(0.75, 0.9) / 255), 0.16)
 
 
+def draw_pneumothorax(scene: Scene, finding: Finding, vessels: np.ndarray) -> None:
+    """Air outside a shrunken lung: a rim without vessels (taken out of `vessels`, float32) and a fine pleural line."""
+    frame, thorax, side = scene.frame, scene.thorax, finding.sides[0]
+    base = thorax.base_of(side)
+    gap = 14 + 7 * finding.extent + scene.between(-2, 4)
+    y = np.linspace(-97 + gap * 0.95, base - 4, 9)
+    t = (y - y[0]) / (y[-1] - y[0])
+    wall = thorax.wall(y + (1 - t) * -gap * 0.7)
+    x = np.maximum(wall - gap * (1.05 - 0.5 * t) * (1 + 0.12 * scene.rng.random(9)), 12.0)
+    x[0] = 16.0
+    edge = spline(np.stack([side * x, y], axis=1), steps=6)
+    kept = frame.soft([np.concatenate([edge, [(side * 2.0, base), (side * 2.0, y[0])]])], 0.7)
+    whole = frame.fill(frame.blank(), [lung(thorax, side)])
+    kept = np.minimum(kept, whole)
+    rim = share(whole - kept)
+    vessels -= vessels * rim
+    scene.air *= np.float32(1) + rim * np.float32(0.14)
+    scene.air *= np.float32(1) - kept * np.float32(0.16 / 255)
+    scene.mark(finding.label, (rim > np.float32(0.5)) & (scene.air > np.float32(0.2)))
+    line = frame.blur(frame.stroke(frame.blank(), [edge], 1.8), 0.45)
+    scene.dense += line * scene.air * np.float32(0.3 / 255)
+    scene.mark(finding.label, (line > 90) & (scene.air > np.float32(0.2)))
+
+
 def draw_effusion(scene: Scene, finding: Finding) -> None:
     """Fluid: fills the angle, rises at the wall and falls to the middle (meniscus), hides the diaphragm."""
     frame, thorax = scene.frame, scene.thorax
@@ -127,18 +175,20 @@ def draw_effusion(scene: Scene, finding: Finding) -> None:
         inner = float(thorax.midline(base)) * side + 8
         reach = wall - inner
         top = [
-            (side * wall, base - rise), (side * (wall - 0.08 * reach), base - 0.8 * rise), (side * (wall - 0.3 * reach), base - 0.58 * rise),
-            (side * (wall - 0.65 * reach), base - 0.46 * rise - 4), (side * inner, base - 0.42 * rise - 6),
+            (side * wall, base - rise),
+            (side * (wall - 0.08 * reach), base - 0.8 * rise),
+            (side * (wall - 0.3 * reach), base - 0.58 * rise),
+            (side * (wall - 0.65 * reach), base - 0.46 * rise - 4),
+            (side * inner, base - 0.42 * rise - 6),
         ]
         outline = np.concatenate([spline(top), [(side * inner, base + 14), (side * (wall + 2), base + 14)]])
         layer = frame.soft([outline], 1.3)
-        before = scene.air
         scene.replace_air(finding.label, layer * np.float32(scene.between(0.9, 0.97) / 255), 0.1)
         # The diaphragm under the fluid is hidden by it: the mask follows the fluid, not only the air it replaced.
-        scene.mark(finding.label, (layer > 127) & (before >= 0) & frame_between(scene, side))
+        scene.mark(finding.label, (layer > 127) & _above_angle(scene, side))
 
 
-def frame_between(scene: Scene, side: int) -> np.ndarray:
+def _above_angle(scene: Scene, side: int) -> np.ndarray:
     """Return the half of the chest above the line that joins both ends of a diaphragm, bool."""
     line = diaphragm(scene.thorax, side)
     flat = np.array([(line[0, 0], -100.0), line[0], line[-1], (line[-1, 0], -100.0)])

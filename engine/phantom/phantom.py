@@ -12,10 +12,10 @@ from engine.phantom.case import draw_case
 from engine.phantom.draw import draw
 from engine.phantom.report import write_report
 
-GENERATOR_VERSION = "0"
+GENERATOR_VERSION = "1"
 SMALLEST, LARGEST = 64, 2048
 # A piece of a mask smaller than this share of the image gets no box of its own.
-SMALLEST_PIECE = 0.0004
+SMALLEST_PIECE = 0.001
 
 
 @dataclass(frozen=True)

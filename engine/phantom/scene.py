@@ -59,13 +59,18 @@ class Scene:
         """Return an irregular round outline."""
         radius = 1 - rough + 2 * rough * self.rng.random(9)
         angle = np.arange(9) * (2 * np.pi / 9)
-        return spline(np.stack([x + wide * radius * np.cos(angle), y + high * radius * np.sin(angle)], axis=1), closed=True, steps=4)
+        return spline(
+            np.stack([x + wide * radius * np.cos(angle), y + high * radius * np.sin(angle)], axis=1),
+            closed=True,
+            steps=4,
+        )
 
-    def replace_air(self, label: str, opacity: np.ndarray, visible_from: float = 0.12) -> None:
-        """Put tissue in the place of air: `opacity` float32 in [0, 1]."""
-        lost = self.air * opacity
-        self.air = self.air - lost
-        self.mark(label, lost > np.float32(visible_from))
+    def replace_air(self, label: str | None, opacity: np.ndarray, visible_from: float = 0.12) -> None:
+        """Put tissue in the place of air: `opacity` float32 in [0, 1], which is used up; None marks nothing."""
+        opacity *= self.air
+        self.air -= opacity
+        if label is not None:
+            self.mark(label, opacity > np.float32(visible_from))
 
     def add_dense(self, label: str, layer: np.ndarray, strength: float, visible_from: int = 60) -> None:
         """Add a uint8 layer of bone or metal, and mark where it is seen."""
@@ -74,4 +79,7 @@ class Scene:
 
     def cloudy(self, layer: np.ndarray, cells: int, depth: float) -> np.ndarray:
         """Return a uint8 layer as float32 opacity with cloudy unevenness of `depth` in [0, 1]."""
-        return share(layer) * (np.float32(1 - depth / 2) + self.frame.cloud(self.rng, cells) * np.float32(depth / 2))
+        cloud = self.frame.cloud(self.rng, cells, depth / 2)
+        cloud += np.float32(1 - depth / 2)
+        cloud *= share(layer)
+        return cloud

@@ -15,7 +15,9 @@ import numpy as np
 
 BASE = 256.0
 SHIFT = 4
-Points = np.ndarray  # (n, 2) float64, thorax units: 1/256 of the image's side at scale 1, origin mid-thorax, y downwards
+Points = (
+    np.ndarray
+)  # (n, 2) float64, thorax units: 1/256 of the image's side at scale 1, origin mid-thorax, y downwards
 
 
 def _spline_basis(steps: int) -> np.ndarray:
@@ -72,30 +74,38 @@ class Frame:
         placed = np.stack([cosine * across - sine * down + self.x, sine * across + cosine * down + self.y], axis=-1)
         return np.ascontiguousarray(np.rint(placed * (self.unit * (1 << SHIFT))).astype(np.int32))
 
+    def place_all(self, lines: Sequence[Points] | Points) -> list[np.ndarray]:
+        """Return each of several lines or outlines placed."""
+        if isinstance(lines, np.ndarray) or len(lines) == 1:
+            return [self.place(line) for line in lines] if len(lines) == 1 else list(self.place(np.asarray(lines)))
+        placed = self.place(np.concatenate(lines))
+        ends = np.cumsum([0] + [len(line) for line in lines]).tolist()
+        return [placed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
     def blank(self, reduction: int = 1) -> np.ndarray:
         """Return an empty uint8 layer; reduced layers serve wide blurs."""
         return np.zeros((self.size // reduction, self.size // reduction), np.uint8)
 
     def fill(self, layer: np.ndarray, outlines: Sequence[Points], value: int = 255) -> np.ndarray:
         """Fill closed outlines in a layer, in place; overlaps are filled too."""
-        for outline in outlines:
-            placed = self.place(outline)
-            if layer.shape[0] != self.size:
-                placed = placed * layer.shape[0] // self.size
-            cv2.fillPoly(layer, [placed], value, lineType=cv2.LINE_AA, shift=SHIFT)
+        shrink = self.size // layer.shape[0]
+        for placed in self.place_all(outlines):
+            cv2.fillPoly(layer, [placed // shrink if shrink > 1 else placed], value, lineType=cv2.LINE_AA, shift=SHIFT)
         return layer
 
     def stroke(
-        self, layer: np.ndarray, lines: Sequence[Points] | Points, width: float, value: int = 255, closed: bool = False
+        self,
+        layer: np.ndarray,
+        lines: Sequence[Points] | Points,
+        width: float,
+        value: int = 255,
+        closed: bool = False,
+        smooth: bool = True,
     ) -> np.ndarray:
-        """Draw open (or closed) lines of a width in units, in place."""
+        """Draw open (or closed) lines of a width in units, in place; not `smooth` is quicker, for what is blurred after."""
         pixels = max(1, int(width * self.unit * (self.wide + self.high) / 2 + 0.5))
-        if isinstance(lines, np.ndarray):
-            placed = list(self.place(lines))
-        else:
-            ends = np.cumsum([len(line) for line in lines])
-            placed = np.split(self.place(np.concatenate(lines)), ends[:-1])
-        cv2.polylines(layer, placed, closed, value, thickness=pixels, lineType=cv2.LINE_AA, shift=SHIFT)
+        kind = cv2.LINE_AA if smooth else cv2.LINE_8
+        cv2.polylines(layer, self.place_all(lines), closed, value, thickness=pixels, lineType=kind, shift=SHIFT)
         return layer
 
     def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
@@ -114,14 +124,18 @@ class Frame:
         """Return a small uint8 layer at full size, bit for bit the same everywhere."""
         return cv2.resize(layer, (self.size, self.size), interpolation=cv2.INTER_LINEAR_EXACT)
 
-    def cloud(self, rng: np.random.Generator, cells: int) -> np.ndarray:
-        """Return smooth noise of `cells` cells a side, float32 (size, size) in [-1, 1]."""
-        return self.enlarge(noise_cells(rng, cells)).astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+    def cloud(self, rng: np.random.Generator, cells: int, depth: float) -> np.ndarray:
+        """Return smooth noise of `cells` cells a side, float32 (size, size) in [-depth, depth]."""
+        noise = self.enlarge(noise_cells(rng, cells)) * np.float32(2 * depth / 255)
+        noise -= np.float32(depth)
+        return noise
 
 
 def noise_cells(rng: np.random.Generator, cells: int) -> np.ndarray:
     """Return independent uint8 noise, (cells, cells)."""
-    return np.frombuffer(rng.bytes(cells * cells), np.uint8).reshape(cells, cells)
+    count = cells * cells
+    words = rng.bit_generator.random_raw((count + 7) // 8).astype("<u8")
+    return words.view(np.uint8)[:count].reshape(cells, cells)
 
 
 def share(layer: np.ndarray) -> np.ndarray:
