@@ -370,7 +370,7 @@ class _Training:
                 loss = self.loss(self.model(inputs.batch(chosen)).float(), labels)
             if not torch.isfinite(loss):
                 raise UsageError(
-                    f"fine-tuning: the loss is {float(loss.detach())} in epoch {epoch}, step {step}; lower learning_rate "
+                    f"fine-tuning: the loss is {loss.item()} in epoch {epoch}, step {step}; lower learning_rate "
                     f"{self.config.learning_rate} or take autocast none"
                 )
             optimizer.zero_grad(set_to_none=True)
