@@ -1,0 +1,217 @@
+"""How well search finds what it is asked for: precision and recall among the first k hits, by label.
+
+In come scores or embeddings and truth; out go figures a label beside chance (the label's share of the gallery). A hit
+is right when it has the label that was asked for. An image never finds itself, nor another image of its patient where
+groups are given: that would be remembering, not finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.metrics import check_scores, check_truth, mean_of_defined
+from analysis.vectors import normalise_rows
+from engine.errors import DataError, UsageError
+
+KS = (1, 5, 10)
+NO_HIT = -1
+
+# Cells of the (queries, gallery) score matrix held at once.
+_SCORE_CELLS = 1 << 24
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Figures of every label.
+
+    Parameters
+    ----------
+    ks : tuple of int, length K
+    precision, recall : ndarray of float64, (L, K)
+        Mean over the label's queries; NaN for labels without queries or without anything to find.
+    chance : ndarray of float64, (L,)
+        Precision of hits drawn at random, the mean over the label's queries.
+    queries : ndarray of int64, (L,)
+    """
+
+    ks: tuple[int, ...]
+    precision: np.ndarray
+    recall: np.ndarray
+    chance: np.ndarray
+    queries: np.ndarray
+
+    def macro(self) -> dict[str, np.ndarray]:
+        """Return "precision", "recall" (K,) and "chance" (scalar) averaged over the labels that have them."""
+        return {
+            "precision": mean_of_defined(self.precision.T),
+            "recall": mean_of_defined(self.recall.T),
+            "chance": mean_of_defined(self.chance),
+        }
+
+    def table(self, label_names: Sequence[str]) -> pd.DataFrame:
+        """Return one row a label and k: label, k, precision, recall, chance, queries."""
+        rows = [
+            (name, k, self.precision[row, place], self.recall[row, place], self.chance[row], int(self.queries[row]))
+            for row, name in enumerate(label_names)
+            for place, k in enumerate(self.ks)
+        ]
+        return pd.DataFrame(rows, columns=["label", "k", "precision", "recall", "chance", "queries"])
+
+
+def top_hits(scores: np.ndarray, k: int, exclude: np.ndarray | None = None) -> np.ndarray:
+    """Return the rows of the k best scores of each query, best first; equal scores in order of rows.
+
+    Parameters
+    ----------
+    scores : ndarray of float, (q, n)
+    k : int
+    exclude : ndarray of bool, (q, n), optional
+        Rows that may not be found.
+
+    Returns
+    -------
+    ndarray of int64, (q, min(k, n))
+        -1 where fewer rows may be found.
+    """
+    if k < 1:
+        raise UsageError(f"k must be at least 1, got {k}")
+    values = np.asarray(scores, dtype=np.float64)
+    if exclude is not None:
+        values = np.where(exclude, -np.inf, values)
+    hits = np.argsort(-values, axis=1, kind="stable")[:, :k].astype(np.int64)
+    if exclude is not None:
+        hits[np.take_along_axis(np.asarray(exclude), hits, axis=1)] = NO_HIT
+    return hits
+
+
+def text_to_image(scores: np.ndarray, y: np.ndarray, ks: Sequence[int] = KS) -> RetrievalScores:
+    """Return how well each label's prompt finds images that have the label.
+
+    Parameters
+    ----------
+    scores : ndarray of float, (n, L)
+        Score of every image for every label's text (`analysis.zeroshot.zero_shot_scores`).
+    y : ndarray of 0/1, (n, L)
+    ks : sequence of int
+        Precision counts k hits even where the gallery holds fewer.
+    """
+    truth = check_truth(y)
+    values = check_scores(truth, scores)
+    wanted = _wanted(ks)
+    hits = top_hits(values.T, wanted[-1])
+    right = np.take_along_axis(truth.T, hits, axis=1)
+    totals = truth.sum(axis=0)
+    precision, recall = _at(right, totals, wanted)
+    empty = totals == 0
+    precision[empty], recall[empty] = np.nan, np.nan
+    chance = np.where(empty, np.nan, totals / max(1, len(truth)))
+    return RetrievalScores(wanted, precision, recall, chance, (~empty).astype(np.int64))
+
+
+def image_to_image(
+    features: np.ndarray,
+    y: np.ndarray,
+    ks: Sequence[int] = KS,
+    *,
+    groups: Sequence[str] | np.ndarray | None = None,
+    queries: np.ndarray | None = None,
+    normalize: bool = True,
+) -> RetrievalScores:
+    """Return how well images with a label find others with it, over cosine similarity.
+
+    Parameters
+    ----------
+    features : ndarray of float, (n, d)
+    y : ndarray of 0/1, (n, L)
+        An image counts as a query for each of its labels.
+    ks : sequence of int
+    groups : (n,) str, optional
+        Patient of each image; images of the query's patient are not in its gallery.
+    queries : ndarray of int, (q,), optional
+        Rows that ask; by default all. The gallery is always all rows.
+    normalize : bool
+        Cosine (True) or dot product.
+
+    Returns
+    -------
+    RetrievalScores
+        A query for a label that no other image has is left out of that label's figures.
+    """
+    truth = check_truth(y)
+    values = normalise_rows(features) if normalize else np.asarray(features, dtype=np.float64)
+    if len(values) != len(truth):
+        raise DataError(f"{len(values)} embeddings for {len(truth)} rows of labels")
+    own = pd.factorize(np.arange(len(truth)) if groups is None else np.asarray(groups, dtype=object))[0]
+    asked = np.arange(len(truth)) if queries is None else np.asarray(queries, dtype=np.int64)
+    wanted = _wanted(ks)
+    labels = truth.shape[1]
+    precision, recall = np.zeros((labels, len(wanted))), np.zeros((labels, len(wanted)))
+    chance, counts = np.zeros(labels), np.zeros(labels, dtype=np.int64)
+    block = max(1, _SCORE_CELLS // max(1, len(truth)))
+    for start in range(0, len(asked), block):
+        rows = asked[start : start + block]
+        same = own[rows][:, None] == own[None, :]
+        hits = top_hits(values[rows] @ values.T, wanted[-1], same)
+        gallery = (~same).sum(axis=1)
+        for label in range(labels):
+            others = truth[:, label].sum() - (same & truth[:, label]).sum(axis=1)
+            asking = np.flatnonzero(truth[rows, label] & (others > 0))
+            if not len(asking):
+                continue
+            right = truth[hits[asking], label] & (hits[asking] != NO_HIT)
+            found = _at(right, others[asking], wanted)
+            precision[label] += found[0].sum(axis=0)
+            recall[label] += found[1].sum(axis=0)
+            chance[label] += (others[asking] / gallery[asking]).sum()
+            counts[label] += len(asking)
+    with np.errstate(invalid="ignore"):
+        return RetrievalScores(wanted, precision / counts[:, None], recall / counts[:, None], chance / counts, counts)
+
+
+def paired_recall(
+    scores: np.ndarray, query_keys: Sequence | np.ndarray, item_keys: Sequence | np.ndarray, ks: Sequence[int] = KS
+) -> np.ndarray:
+    """Return the share of queries with their own partner among the first k, such as the report of an image.
+
+    Partners are told by key and not by row, so that of several equal texts any one counts as found; 942 of 3,851
+    IU-Xray reports share their exact text with another.
+
+    Parameters
+    ----------
+    scores : ndarray of float, (q, n)
+    query_keys : (q,)
+        What each query should find.
+    item_keys : (n,)
+        What each item is.
+    ks : sequence of int
+
+    Returns
+    -------
+    ndarray of float64, (K,)
+        Queries whose partner is not among the items count as not found.
+    """
+    values = np.asarray(scores)
+    if values.shape != (len(query_keys), len(item_keys)):
+        raise DataError(f"scores of shape {values.shape} for {len(query_keys)} queries and {len(item_keys)} items")
+    codes = pd.factorize(np.concatenate([np.asarray(query_keys, dtype=object), np.asarray(item_keys, dtype=object)]))[0]
+    own, items = codes[: len(values)], codes[len(values) :]
+    wanted = _wanted(ks)
+    right = items[top_hits(values, wanted[-1])] == own[:, None]
+    return np.array([right[:, :k].any(axis=1).mean() for k in wanted])
+
+
+def _wanted(ks: Sequence[int]) -> tuple[int, ...]:
+    wanted = tuple(sorted({int(k) for k in ks}))
+    if not wanted or wanted[0] < 1:
+        raise UsageError(f"k must be at least 1 and there must be one, got {list(ks)}")
+    return wanted
+
+
+def _at(right: np.ndarray, totals: np.ndarray, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision and recall (q, K) from hits that are right (q, hits) and how many there were to find (q,)."""
+    found = np.stack([right[:, :k].sum(axis=1) for k in ks], axis=1)
+    return found / np.array(ks), found / np.maximum(totals, 1)[:, None]
