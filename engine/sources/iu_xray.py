@@ -176,9 +176,8 @@ def _read_reports(root: str, files: list[str], schema: str, layout: str | None) 
             return read
         views = read_projections(os.path.join(root, projections))
         of_image = dict(zip(views["image"], views["view"], strict=True))
-        return read._replace(
-            images=read.images.assign(view=[of_image.get(image, "") for image in read.images["image"]])
-        )
+        known = [of_image.get(image) or view for image, view in read.images[["image", "view"]].itertuples(index=False)]
+        return read._replace(images=read.images.assign(view=known))
     if layout == "kaggle" or kaggle:
         return read_kaggle(root, files)
     holds = f"it holds {count_suffixes(files)} files" if files else "it is empty"

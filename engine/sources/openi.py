@@ -27,7 +27,7 @@ IMAGE_COLUMNS = ("uid", "image", "file", "view", "caption")
 REPORTS_TABLE, PROJECTIONS_TABLE = "indiana_reports.csv", "indiana_projections.csv"
 LARGEST_XML = 4 * 2**20
 # Open-i names the first report's images CXR1_1_..., the Kaggle copy 1_IM-...
-FIRST_REPORT = re.compile(r"^CXR1_IM-0001-")
+FIRST_REPORT = re.compile(r"^1_IM-0001-")
 
 
 class Reports(NamedTuple):
@@ -50,8 +50,9 @@ def image_id_of(name: str) -> str:
     base = name.strip().replace("\\", "/").rpartition("/")[2]
     for suffix in (".png", ".jpg", ".jpeg", ".dcm"):
         base = base.removesuffix(suffix)
-    base = f"CXR{base}" if re.match(r"\d+_IM-", base) else base
-    return FIRST_REPORT.sub("CXR1_1_IM-0001-", base)
+    if not re.match(r"\d+_IM-", base):
+        return base
+    return f"CXR{FIRST_REPORT.sub('1_1_IM-0001-', base)}"
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
@@ -79,7 +80,7 @@ def read_official(root: str, files: Sequence[str]) -> Reports:
     Returns
     -------
     Reports
-        In the order of the uids' numbers. Views are "" (the XML does not say them).
+        In the order of the uids' numbers. Views are "" but for captions that are "Frontal" or "Lateral" and no more.
 
     Raises
     ------
@@ -224,4 +225,10 @@ def _texts(tree: Element, path: str) -> list[str]:
 
 def _images(tree: Element, uid: str) -> list[tuple[str, str, str, str, str]]:
     named = [(image.get("id", "").strip(), image.findtext("caption") or "") for image in tree.findall("parentImage")]
-    return [(uid, image, f"{image}.png", "", caption.strip()) for image, caption in named if image]
+    return [(uid, image, f"{image}.png", _view_of(caption), caption.strip()) for image, caption in named if image]
+
+
+def _view_of(caption: str) -> str:
+    """Return the view where a caption is nothing but that; Open-i's own describe the whole examination."""
+    word = caption.strip().lower()
+    return word if word in ("frontal", "lateral") else ""

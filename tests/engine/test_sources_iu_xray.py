@@ -16,7 +16,7 @@ from engine.sources.iu_xray import VIEW_OF_NUMBER
 from engine.sources.openi import image_id_of, natural_order, uid_of
 from engine.splits import apply_split
 from tests.conftest import shared_data
-from tests.engine.open_i_files import write_kaggle, write_official, write_projections
+from tests.engine.open_i_files import write_kaggle, write_official, write_png, write_projections
 
 LAYOUTS = {
     "official": lambda folder: write_official(folder),
@@ -349,3 +349,15 @@ def test_guessed_views__are_right_as_often_as_the_documentation_says():
     assert guessed.notna().mean() == pytest.approx(0.90, abs=0.01)
     right = (guessed == table["projection"].str.lower())[guessed.notna()].mean()
     assert right == pytest.approx(0.92, abs=0.01)
+
+
+def test_views__from_captions_that_are_nothing_else(tmp_path):
+    image = "CXR1_IM-0001-1001"
+    folder = write_official(
+        tmp_path, images=False, projections=False, reports=[("CXR1", "normal", "Clear.", "", (image,))]
+    )
+    path = folder / "ecgen-radiology" / "1.xml"
+    path.write_text(path.read_text().replace("Chest PA and lateral", "Frontal"))
+    write_png(folder / f"{image}.png")
+    dataset = open_dataset(f"iu-xray:{folder}", images="required")
+    assert dataset.ids.tolist() == [image] and dataset.samples["view"].tolist() == ["frontal"]
