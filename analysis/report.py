@@ -366,10 +366,11 @@ def _case(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, Any]:
     for panel in case["panels"]:
         if panel.get("empty"):
             caption = panel.get("note") or "the map is empty: its gradient is zero everywhere"
+        elif panel.get("pointing") is None:
+            caption = "the region lies outside what the model sees"
         else:
-            hit = {1.0: "peak inside", 0.0: "peak outside"}.get(
-                float(panel["pointing"]), f"peak {panel['pointing']:.2f} inside"
-            )
+            share = float(panel["pointing"])
+            hit = {1.0: "peak inside", 0.0: "peak outside"}.get(share, f"peak {share:.2f} inside")
             caption = f"{hit} · energy {panel['energy']:.2f} · IoU {panel['iou']:.2f}"
             caption += f" · {panel['note']}" if panel.get("note") else ""
         panels.append(
@@ -380,7 +381,8 @@ def _case(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, Any]:
                 "alt": f"Heatmap of {label}, {panel['setting']}: {caption}",
             }
         )
-    return {"id": case["id"], "label": label, "panels": panels}
+    shown = f"{label} (protocol: {case['protocol']})" if len(record.protocols) > 1 else label
+    return {"id": case["id"], "label": shown, "panels": panels}
 
 
 def _query(record: run_record.RunRecord, query: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,11 @@ log = logging.getLogger(__name__)
 def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dataset:
     """Open a data set and, where a split is given, apply and check it."""
     dataset = open_dataset(options.dataset, **options.data)
-    if split is None:
-        return dataset
+    return dataset if split is None else split_data(dataset, split)
+
+
+def split_data(dataset: Dataset, split: SplitOptions) -> Dataset:
+    """Return the data set with its split applied and checked."""
     how = split.how
     if how == "auto":
         how = "given" if (dataset.samples["split"] != "").any() else "grouped"

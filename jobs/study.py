@@ -1,0 +1,333 @@
+"""``fluoro study CONFIG``: a whole study in one run folder.
+
+Comes in: a config (data, split, model, protocols). The way through: open -> embed -> index -> the settings of
+each protocol -> metrics and distances -> heatmaps against annotations -> neighbours and map -> report. Goes out: a
+run folder from whose files alone ``report.html`` can be built again. Each step is timed in the run's cost ledger; what
+was cached is not computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from analysis import report
+from engine import cache as caches
+from engine import encoder as encoders
+from engine import index as indexes
+from engine import sources, splits
+from engine.dataset import Dataset
+from engine.errors import DataError, UsageError
+from jobs import config as configs
+from jobs import opening, runs, study_heatmaps, study_records, study_scores, study_settings, study_showcase
+from jobs import progress as displays
+
+
+class DataSection(configs.JobConfig):
+    """Which samples."""
+
+    source: str = Field(description="schema string; a relative path in it is taken under root where root is given")
+    root: Path | None = Field(None, description="folder of the data, given with --set data.root=FOLDER")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the data set's reader")
+
+
+class Config(configs.ModelOptions, configs.CacheOptions):
+    """A study."""
+
+    title: str = "Study report"
+    subtitle: str = ""
+    data: DataSection
+    split: configs.SplitOptions = Field(default_factory=configs.SplitOptions)
+    protocols: list[Literal["sound", "paper"]] = Field(["sound"], min_length=1)
+    zero_shot: study_settings.ZeroShotSection = Field(default_factory=study_settings.ZeroShotSection)
+    probe: study_settings.ProbeSection = Field(default_factory=study_settings.ProbeSection)
+    finetune: study_settings.FinetuneSection = Field(default_factory=study_settings.FinetuneSection)
+    heatmaps: study_heatmaps.HeatmapSection = Field(default_factory=study_heatmaps.HeatmapSection)
+    showcase: study_showcase.ShowcaseSection = Field(default_factory=study_showcase.ShowcaseSection)
+    replicates: int = Field(1000, ge=100, description="bootstrap replicates, resampling patients")
+    seed: int = 0
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the study lies, what it found and how many samples failed."""
+
+    folder: Path
+    report: Path
+    failures: int
+    summary: dict[str, dict[str, dict[str, float]]]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the settings' test metrics of each protocol."""
+        shown = {}
+        for protocol, settings in self.summary.items():
+            frame = pd.DataFrame(settings).T.rename_axis("setting").reset_index()
+            shown[f"Test metrics, protocol {protocol}"] = frame
+        return shown
+
+    def lines(self) -> Iterator[str]:
+        """Return where to look."""
+        yield f"report: {self.report}"
+
+
+def run(
+    config: Config,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: displays.Progress | None = None,
+) -> Result:
+    """Run a whole study and return where its report lies.
+
+    Parameters
+    ----------
+    config : Config
+    out : Path, optional
+        Run folder; a new one in the cache unless given.
+    overwrite, resume : bool
+        What to do where it exists (`jobs.runs.open_run`).
+    progress : Progress, optional
+
+    Raises
+    ------
+    UsageError
+        No data root given, an output folder that exists.
+    engine.errors.FluoroscopeError
+        What any step raises; samples that fail alone are listed in the result instead.
+    """
+    source = _source(config.data)
+    progress = progress or displays.make_progress("quiet")
+    cache = caches.Cache(config.cache)
+    with runs.open_run("study", config, out=out, cache=config.cache, overwrite=overwrite, resume=resume) as record:
+        record.note(title=config.title, subtitle=config.subtitle, protocol=config.protocols)
+        with record.step("open data") as step:
+            dataset = sources.open_dataset(source, **config.data.options)
+            dataset = opening.split_data(dataset, config.split)
+            step.items = len(dataset)
+        with record.step("load model"):
+            encoder = encoders.load_encoder(config.model, device=config.device, precision=config.precision)
+        material = _embed(config, dataset, encoder, cache, record, progress)
+        _describe(material, config, record)
+        with record.step("index") as step:
+            index = indexes.build_index(cache, encoder.id, "image", "exact")
+            step.items = len(index)
+        compared: dict[str, list[study_settings.Setting]] = {}
+        cases: list[dict[str, Any]] = []
+        for protocol in config.protocols:
+            compared[protocol] = _settings(config, material, protocol, record, progress)
+            with record.step(f"metrics ({protocol})") as step:
+                step.items = study_scores.write_metrics(
+                    material, compared[protocol], protocol, record, config.replicates, config.seed
+                )
+            with record.step(f"distances ({protocol})"):
+                study_scores.write_distances(
+                    material, compared[protocol], protocol, record, config.replicates, config.seed
+                )
+            if config.heatmaps.enabled:
+                cases += _heatmaps(config, material, compared[protocol], protocol, record, progress)
+        record.path("heatmaps.json").write_text(json.dumps(cases, ensure_ascii=False))
+        study_scores.write_score_arrays(material, compared, record)
+        if "paper" in config.protocols:
+            study_scores.write_references(record)
+        first = compared[config.protocols[0]]
+        with record.step("neighbours"):
+            study_showcase.write_retrieval(material, first[0], index, config.showcase, record)
+        with record.step("embedding map") as step:
+            distinct = [setting for setting in first if setting.name != study_settings.LINEAR_PROBE]
+            study_showcase.write_embedding_map(material.dataset, distinct, record, config.seed)
+            step.items = len(material.dataset)
+    page = report.render_report(record.folder)
+    return Result(record.folder, page, len(record.failures), study_scores.summary(record.folder))
+
+
+def _source(data: DataSection) -> str:
+    """Return the schema string with its path taken under the data root."""
+    if data.root is None:
+        kind, _, path = data.source.partition(":")
+        if kind in ("table", "iu-xray", "folder") and not Path(path.partition("?")[0]).is_absolute():
+            raise UsageError(
+                f"data.source {data.source!r} is relative and no data.root is given; add --set data.root=FOLDER, "
+                "the folder that holds the data"
+            )
+        return data.source
+    kind, _, path = data.source.partition(":")
+    place, mark, query = path.partition("?")
+    return f"{kind}:{(data.root / place).as_posix()}{mark}{query}"
+
+
+def _embed(
+    config: Config, dataset: Dataset, encoder: encoders.Encoder, cache: caches.Cache, record: runs.Run,
+    progress: displays.Progress,
+) -> study_settings.Material:  # fmt: skip
+    """Embed images, pixels and texts, and keep the samples that have an image embedding."""
+    texts = bool((dataset.samples["text"] != "").any())
+    for what in [("image", "pixels"), ("text",)] if texts else [("image", "pixels")]:
+        with record.step(f"embed {' and '.join(what)}") as step:
+            done = cache.embed(
+                dataset, encoder, what, batch_size=config.batch_size, workers=config.workers, progress=progress
+            )
+            step.items = done.computed.get(what[0], 0)
+            step.reused = done.reused.get(what[0], 0)
+            step.bytes = done.bytes
+            record.fail(done.failures)
+    features = cache.features(dataset, encoder, "image")
+    if not len(features.rows):
+        raise DataError(f"no image of {dataset.schema!r} could be embedded; see {record.folder / 'failures.csv'}")
+    kept = dataset.take(features.rows)
+    return study_settings.Material(kept, encoder, features.values, features.keys, cache)
+
+
+def _describe(material: study_settings.Material, config: Config, record: runs.Run) -> None:
+    """Write what the data are and which encoder looked at them into the provenance."""
+    dataset = material.dataset
+    counts = dataset.labels.sum(axis=0)
+    positive = counts[counts > 0]
+    named = {name: int(count) for name, count in zip(dataset.label_names, counts, strict=True)}
+    parts = {name: len(material.rows(name)) for name in ("train", "val", "test")}
+    empty = [name for name, count in parts.items() if not count]
+    if empty:
+        raise DataError(
+            f"the split {config.split.how!r} leaves no samples in {', '.join(empty)}; choose another with "
+            "--set split.how="
+        )
+    record.note(
+        label_names=list(dataset.label_names),
+        dataset={
+            "schema": dataset.schema,
+            "n": len(dataset),
+            "groups": len(set(dataset.groups)),
+            "imbalance": f"{positive.max() / positive.min():.0f} : 1" if len(positive) else "–",
+            "labels": named,
+        },
+        split={
+            "how": config.split.how,
+            "seed": config.split.seed,
+            "digest": material.split_digest,
+            "counts": parts,
+        },
+        encoders=[_encoder_row(material.encoder)],
+    )
+
+
+def _settings(
+    config: Config, material: study_settings.Material, protocol: str, record: runs.Run, progress: displays.Progress
+) -> list[study_settings.Setting]:
+    """Run zero-shot, linear probe and, where asked, fine-tuning."""
+    with record.step(f"zero-shot ({protocol})") as step:
+        zero_shot = study_settings.zero_shot(material, config.zero_shot, protocol)
+        step.items = len(material.dataset)
+    with record.step(f"linear probe ({protocol})") as step:
+        probe = study_settings.linear_probe(material, config.probe, protocol, config.seed)
+        step.items = len(material.rows("train"))
+    probe_head = probe.explained.head
+    assert probe_head is not None  # a probe is a head
+    probe_head.save(record.path(f"heads/probe-{protocol}.npz"))
+    if not config.finetune.enabled:
+        return [zero_shot, probe]
+
+    def embed(child: encoders.Encoder) -> np.ndarray:
+        done = material.cache.embed(
+            material.dataset, child, ("image",), batch_size=config.batch_size, progress=progress
+        )
+        if len(done.failures):
+            record.fail(done.failures)
+            raise DataError(f"{len(done.failures)} images failed under the fine-tuned encoder; see failures.csv")
+        return material.cache.features(material.dataset, child, "image").values
+
+    with record.step(f"fine-tuning ({protocol})") as step:
+        tuned = study_settings.fine_tuning(
+            material,
+            config.finetune,
+            protocol,
+            config.seed,
+            record.path(f"models/finetuned-{protocol}"),
+            probe_head if protocol == "sound" else None,
+            embed,
+            progress,
+        )
+        step.items = len(material.rows("train")) * len(tuned.details["history"])
+    known = [*record.provenance["encoders"]]
+    record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])
+    return [zero_shot, probe, tuned]
+
+
+def _heatmaps(
+    config: Config,
+    material: study_settings.Material,
+    settings: Sequence[study_settings.Setting],
+    protocol: str,
+    record: runs.Run,
+    progress: displays.Progress,
+) -> list[dict[str, Any]]:
+    """Score the settings' heatmaps against the annotations, where there are any; return what the report shows."""
+    section, dataset = config.heatmaps, material.dataset
+    if not len(dataset.annotations.pairs):
+        text = "The data set has no boxes or masks, so heatmaps are not scored."
+        record.record("sentence", section="heatmaps", text=text)
+        return []
+    pictures = study_heatmaps.PictureWriter(record, protocol)
+    with record.step(f"heatmaps ({protocol})") as step, tempfile.TemporaryDirectory() as scratch:
+
+        def refit(fold: int, held_out: np.ndarray) -> list[study_settings.Explained]:
+            return _without(material, held_out, config, protocol, Path(scratch) / f"fold-{fold}", progress)
+
+        scored = study_heatmaps.score(
+            dataset,
+            [setting.explained for setting in settings],
+            section,
+            pictures,
+            refit,
+            lambda done, total: progress(f"heatmaps ({protocol})", done, total),
+        )
+        step.items = len(scored)
+    if not len(scored):
+        text = "No annotated finding lies in the samples that are scored, so heatmaps are not."
+        record.record("sentence", section="heatmaps", text=text)
+        return []
+    scored.to_csv(record.path(f"tables/findings-{protocol}.csv"), index=False)
+    record.record_all(study_heatmaps.localization_rows(scored, protocol, config.replicates, config.seed))
+    sentences = study_heatmaps.heatmap_sentences(scored, config.replicates, config.seed)
+    record.record_all(study_records.sentence_rows("heatmaps", sentences))
+    return pictures.cases
+
+
+def _without(
+    material: study_settings.Material,
+    held_out: np.ndarray,
+    config: Config,
+    protocol: str,
+    scratch: Path,
+    progress: displays.Progress,
+) -> list[study_settings.Explained]:
+    """Return the settings trained without some rows; an eighth of the other groups chooses."""
+    dataset = material.dataset
+    rest = np.setdiff1d(np.arange(len(dataset)), held_out)
+    split = np.full(len(dataset), "test", dtype=object)
+    split[rest] = splits.grouped_split(dataset.groups[rest], (0.875, 0.125, 0.0), config.seed)
+    fold = dataclasses.replace(material, dataset=dataset.with_split(split))
+    head, _ = study_settings.probe_head(fold, config.probe, protocol, config.seed)
+    found = [
+        study_settings.zero_shot(fold, config.zero_shot, protocol).explained,
+        study_settings.Explained(study_settings.LINEAR_PROBE, protocol, material.encoder, head.label_names, head=head),
+    ]
+    if config.finetune.enabled:
+        start = head if protocol == "sound" else None
+        tuned, _ = study_settings.tuned_tower(fold, config.finetune, protocol, config.seed, scratch, start, progress)
+        found.append(tuned)
+    return found
+
+
+def _encoder_row(encoder: encoders.Encoder) -> dict[str, Any]:
+    return {"id": encoder.id, "name": encoder.name, "description": encoder.description}

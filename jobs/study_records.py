@@ -1,0 +1,95 @@
+"""Numbers of a study as result lines: one tidy row a value, the form that reports and comparisons read.
+
+Comes in: bootstraps, distances, localization tables. Goes out: dicts with ``kind`` for `jobs.runs.Run.record_all`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import pandas as pd
+
+from analysis.bootstrap import Bootstrap
+
+Row = dict[str, Any]
+
+
+def metric_rows(bootstrap: Bootstrap, protocol: str, baselines: Collection[str], split: str = "test") -> list[Row]:
+    """Return one row a setting, metric and label, with intervals.
+
+    Parameters
+    ----------
+    bootstrap : Bootstrap
+    protocol : str
+        "sound" or "paper".
+    baselines : collection of str
+        Which of its settings are trivial baselines.
+    split : str
+        Where the metrics were taken.
+    """
+    rows = []
+    for row in bootstrap.table().to_dict("records"):
+        rows.append(
+            {
+                "kind": "metric",
+                "protocol": protocol,
+                "setting": row["setting"],
+                "baseline": row["setting"] in baselines,
+                "split": split,
+                "metric": row["metric"],
+                "label": row["label"] if isinstance(row["label"], str) else None,
+                "value": number(row["value"]),
+                "low": number(row["low"]),
+                "high": number(row["high"]),
+                "n": row["n"],
+            }
+        )
+    return rows
+
+
+def minutes_row(protocol: str, setting: str, seconds: float) -> Row:
+    """Return the row of a setting's own time, training and scoring, in minutes."""
+    return {
+        "kind": "metric",
+        "protocol": protocol,
+        "setting": setting,
+        "baseline": False,
+        "split": "test",
+        "metric": "minutes",
+        "label": None,
+        "value": seconds / 60,
+    }
+
+
+def reference_rows(table: pd.DataFrame, source: str) -> list[Row]:
+    """Return published figures as rows.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns setting, metric, value.
+    source : str
+        Where they were published.
+    """
+    return [
+        {
+            "kind": "reference",
+            "setting": row.setting,
+            "metric": row.metric,
+            "value": number(row.value),
+            "source": source,
+        }
+        for row in table.itertuples()
+    ]
+
+
+def sentence_rows(section: str, sentences: Collection[str]) -> list[Row]:
+    """Return sentences drawn from the numbers, under their section of the report."""
+    return [{"kind": "sentence", "section": section, "text": text} for text in sentences]
+
+
+def number(value: float | None) -> float | None:
+    """Return a finite number, or None where there is none (JSON has no NaN)."""
+    return None if value is None or not math.isfinite(value) else float(value)

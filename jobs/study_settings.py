@@ -1,0 +1,318 @@
+"""The three settings of a study: zero-shot, linear probe, fine-tuning, each by the sound or by the published protocol.
+
+Comes in: the samples that have an embedding, their cached embeddings, a loaded encoder. Goes out: one `Setting` each,
+with scores and decisions for every sample, its time, and what a heatmap of it aims at. Truth of the test split is never
+read here: heads and thresholds come from the train and val rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from analysis import cam, finetune, paper, probe, prompts, thresholds, zeroshot
+from analysis.heads import LinearHead
+from analysis.metrics import Prediction
+from engine import cache as caches
+from engine import encoder as encoders
+from engine import model_folder
+from engine.dataset import Dataset
+from engine.encoder import Encoder
+from engine.keys import short_hash
+from jobs import config as configs
+from jobs.plain import plain
+
+ProgressCall = Callable[[str, int, int | None], None]
+
+ZERO_SHOT, LINEAR_PROBE, FINE_TUNING = "Zero-shot", "Linear probe", "Fine-tuning"
+
+
+class ZeroShotSection(configs.JobConfig):
+    """Prompts of the sound protocol; the published one uses bare label names."""
+
+    templates: str | list[str] = Field("ensemble", description="a named set, or templates that hold {label}")
+    negatives: str | list[str] | None = Field(None, description="templates of absence, or none")
+    phrases: dict[str, str] = Field(
+        default_factory=dict, description="words for labels that are not said by their name"
+    )
+
+
+class ProbeSection(configs.JobConfig):
+    """Linear probe of the sound protocol."""
+
+    C: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="inverse strengths of L2; chosen on validation")
+
+
+class FinetuneSection(configs.JobConfig):
+    """Fine-tuning of the sound protocol; starts from the probe's head (probe first, then fine-tune)."""
+
+    enabled: bool = True
+    trainable: Literal["all", "projection"] | int = "all"
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    objective: Literal["bce", "weighted_bce"] = "bce"
+    monitor: Literal["bce", "map", "auroc_macro"] = "map"
+    patience: int = Field(5, ge=1)
+    shift: int = Field(0, ge=0, description="augmentation: pixels")
+    contrast: float = Field(0.0, ge=0, lt=1, description="augmentation: share")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every setting works on.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Only samples whose image was embedded, with their split.
+    encoder : Encoder
+    features : ndarray of float32, (n, d)
+        Un-normalised image embeddings.
+    keys : ndarray of uint8, (n, 16)
+        Of the images, as the index names them.
+    cache : Cache
+    """
+
+    dataset: Dataset
+    encoder: Encoder
+    features: np.ndarray
+    keys: np.ndarray
+    cache: caches.Cache
+
+    @property
+    def y(self) -> np.ndarray:
+        """Truth, (n, L) int8."""
+        return self.dataset.labels
+
+    @property
+    def split(self) -> np.ndarray:
+        """Split of each sample, (n,)."""
+        return self.dataset.samples["split"].to_numpy(dtype=object)
+
+    @property
+    def split_digest(self) -> str:
+        """Hash of which sample is in which split: equal digests, equal splits."""
+        parts = (f"{sample}\t{part}" for sample, part in zip(self.dataset.ids, self.split, strict=True))
+        return short_hash("\n".join(parts))
+
+    def rows(self, split: str) -> np.ndarray:
+        """Positions of one split's samples."""
+        return np.flatnonzero(self.split == split)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a heatmap of a setting needs: an image tower, and a head or one text vector a label.
+
+    Parameters
+    ----------
+    name, protocol : str
+    encoder : Encoder
+        The parent, or the fine-tuned one.
+    label_names : tuple of str, length L
+    head : LinearHead or None
+    text : ndarray, (L, d), or None
+        Zero-shot's text vectors.
+    """
+
+    name: str
+    protocol: str
+    encoder: Encoder
+    label_names: tuple[str, ...]
+    head: LinearHead | None = None
+    text: np.ndarray | None = None
+
+    def target(self, label: str) -> cam.Target:
+        """Return what a heatmap of a label explains in this setting."""
+        if self.head is not None:
+            weight, bias = self.head.of_label(label)
+            return cam.HeadTarget(weight, bias, label, self.head.normalised)
+        assert self.text is not None  # a setting has a head or a text
+        return cam.TextTarget(self.text[self.label_names.index(label)], label, self.protocol == "sound")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to get scores from images.
+
+    Parameters
+    ----------
+    explained : Explained
+    features : ndarray of float32, (n, d)
+        Of its encoder, un-normalised.
+    prediction : Prediction
+        For all n samples.
+    thresholds : ndarray of float, (L,), or None where the cut is relative to each image
+    seconds : float
+        Its own training and scoring, without the embedding of the parent that all settings share.
+    details : dict
+        How it came about.
+    """
+
+    explained: Explained
+    features: np.ndarray
+    prediction: Prediction
+    thresholds: np.ndarray | None
+    seconds: float
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The setting's name in tables and figures."""
+        return self.explained.name
+
+
+def zero_shot(material: Material, section: ZeroShotSection, protocol: str) -> Setting:
+    """Score every image against the labels' prompts."""
+    start = time.perf_counter()
+    names = material.dataset.label_names
+    sound = protocol == "sound"
+    asked = (
+        prompts.build_prompts(names, section.templates, section.negatives, phrases=section.phrases) if sound else None
+    )
+    wanted = asked or paper.prompts(names)
+    embedded = material.cache.text_features(wanted.texts, material.encoder)
+    text, negative = wanted.combine(embedded, normalize=sound)
+    if sound:
+        scores = zeroshot.zero_shot_scores(
+            material.features,
+            text,
+            logit_scale=material.encoder.logit_scale,
+            logit_bias=material.encoder.logit_bias or 0.0,
+            negative=negative,
+        )
+        cut = thresholds.choose_on_validation("f1", material.y, scores, material.split)
+        prediction = Prediction(scores, thresholds.decide(scores, cut))
+    else:
+        scores = paper.zero_shot_scores(material.features, text)
+        cut, prediction = None, Prediction(scores, paper.decisions(scores))
+    explained = Explained(ZERO_SHOT, protocol, material.encoder, names, text=text)
+    details = {"texts": wanted.texts}
+    return Setting(explained, material.features, prediction, cut, time.perf_counter() - start, details)
+
+
+def linear_probe(material: Material, section: ProbeSection, protocol: str, seed: int) -> Setting:
+    """Train a linear head on the cached embeddings."""
+    start = time.perf_counter()
+    head, details = probe_head(material, section, protocol, seed)
+    cut, prediction = _head_prediction(head, material.features, material, protocol)
+    explained = Explained(LINEAR_PROBE, protocol, material.encoder, head.label_names, head=head)
+    return Setting(explained, material.features, prediction, cut, time.perf_counter() - start, details)
+
+
+def probe_head(
+    material: Material, section: ProbeSection, protocol: str, seed: int
+) -> tuple[LinearHead, dict[str, Any]]:
+    """Return the linear head of the train rows, tuned on the val rows, and how it was chosen."""
+    train, val = material.rows("train"), material.rows("val")
+    x, y, names, encoder_id = material.features, material.y, material.dataset.label_names, material.encoder.id
+    if protocol == "sound":
+        fitted = probe.fit_probe(
+            x[train], y[train], x[val], y[val], label_names=names, c_grid=section.C, encoder_id=encoder_id
+        )
+    else:
+        fitted = paper.linear_probe(
+            x[train], y[train], x[val], y[val], label_names=names, seed=seed, encoder_id=encoder_id
+        )
+    return fitted.head, dict(fitted.head.provenance)
+
+
+def fine_tuning(
+    material: Material,
+    section: FinetuneSection,
+    protocol: str,
+    seed: int,
+    folder: Path,
+    start_head: LinearHead | None,
+    embed: Callable[[Encoder], np.ndarray],
+    progress: ProgressCall,
+) -> Setting:
+    """Train the image tower and a head; the result is a new encoder that goes through the same cache.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the new model folder is written.
+    start_head : LinearHead, optional
+        The probe's, under the sound protocol.
+    embed : callable
+        Embeds the data set with a new encoder through the cache and returns its features (n, d).
+    """
+    start = time.perf_counter()
+    explained, details = tuned_tower(material, section, protocol, seed, folder, start_head, progress)
+    assert explained.head is not None  # fine-tuning ends in a head
+    features = embed(explained.encoder)
+    cut, prediction = _head_prediction(explained.head, features, material, protocol)
+    return Setting(explained, features, prediction, cut, time.perf_counter() - start, details)
+
+
+def tuned_tower(
+    material: Material,
+    section: FinetuneSection,
+    protocol: str,
+    seed: int,
+    folder: Path,
+    start_head: LinearHead | None,
+    progress: ProgressCall,
+) -> tuple[Explained, dict[str, Any]]:
+    """Train a tower and a head, write them as a model folder, and return them loaded, with how training went."""
+    names = material.dataset.label_names
+    if protocol == "sound":
+        recipe = finetune.FinetuneConfig(**section.model_dump(exclude={"enabled"}), seed=seed)
+    else:
+        recipe = finetune.study_recipe(seed)
+    result = finetune.finetune(
+        material.encoder,
+        material.cache.pixels(material.dataset, material.encoder.preprocess),
+        material.y,
+        material.rows("train"),
+        material.rows("val"),
+        recipe,
+        label_names=names,
+        head=start_head,
+        progress=progress,
+    )
+    card = {
+        "parent": material.encoder.id,
+        "data": material.dataset.schema,
+        "split": material.split_digest,
+        "protocol": protocol,
+        **result.card(),
+    }
+    state = {f"visual.{weights}": value for weights, value in result.state.items()}
+    name = f"{material.encoder.name}-finetuned"
+    saved = model_folder.save_model_folder(material.encoder, state, folder, card_text(name, card), name=name)
+    child = encoders.load_encoder(
+        f"local-dir:{saved.resolve()}", device=str(material.encoder.device), precision=material.encoder.precision
+    )
+    head = dataclasses.replace(result.head, encoder_id=child.id, provenance={"card": card})
+    head.save(folder / "head.npz")
+    details = {"history": result.history.to_dict("records"), "images_per_second": result.images_per_second}
+    return Explained(FINE_TUNING, protocol, child, names, head=head), details
+
+
+def card_text(name: str, card: dict[str, Any]) -> str:
+    """Return the README of a fine-tuned model's folder."""
+    lines = [f"# {name}", "", "An image tower fine-tuned by fluoroscope; not for diagnosis.", "", "```yaml"]
+    return "\n".join([*lines, yaml.safe_dump(plain(card), sort_keys=False).strip(), "```", ""])
+
+
+def _head_prediction(
+    head: LinearHead, features: np.ndarray, material: Material, protocol: str
+) -> tuple[np.ndarray | None, Prediction]:
+    if protocol == "paper":
+        scores = head.logits(features)
+        return None, Prediction(scores, paper.decisions(scores))
+    scores = head.probabilities(features)
+    cut = thresholds.choose_on_validation("f1", material.y, scores, material.split)
+    return cut, Prediction(scores, thresholds.decide(scores, cut))
