@@ -146,6 +146,8 @@ def product_of(what: str, encoder: EncoderLike) -> Product:
 
 
 def _layer(text: str, what: str, encoder: EncoderLike) -> int:
+    if encoder.trunk.kind == "cnn":
+        raise UsageError(f"{what!r}: the image tower of {encoder.id} is a CNN and has no tokens; cache pixels instead")
     blocks = len(encoder.trunk.blocks)
     try:
         number = int(text)

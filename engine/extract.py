@@ -32,7 +32,7 @@ class EncoderLike(Protocol):
     """What extraction needs of an encoder; `engine.encoder.Encoder` is one."""
 
     id: str
-    description: Mapping[str, Any]
+    description: dict[str, Any]
     preprocess: Any
     trunk: Any
 
@@ -97,10 +97,12 @@ def extract_images(
                 encode()
             if not batch and policy.due(ordered):
                 policy.commit(ordered, tally)
-            if progress is not None:
+            if progress is not None and not batch:
                 progress("embed images", done, len(works))
         if batch:
             encode()
+            if progress is not None:
+                progress("embed images", len(works), len(works))
 
 
 def extract_texts(

@@ -253,7 +253,13 @@ class KeyedArray:
         return len(fresh)
 
     def finish(self) -> None:
-        """Make the metadata exact and remove leftovers of killed writers; a job calls it at its end."""
+        """Make the metadata exact and remove leftovers of killed writers; a job calls it at its end.
+
+        Writes nothing where nothing is amiss, so that a complete cache may be read-only.
+        """
+        self.refresh()
+        if not self._stale_metadata() and not self._scratch.exists():
+            return
         with record_lock(self._lock_path):
             scratch = _swept(self._scratch)
             self.refresh()
@@ -306,11 +312,18 @@ class KeyedArray:
 
     def _write_metadata(self, scratch: Path) -> None:
         """Bring the arrays' shapes up to the keys: payload and checks before the keys, as a plain reader needs it."""
+        for path, document in self._stale_metadata():
+            write_whole(path, [document], scratch)
+
+    def _stale_metadata(self) -> list[tuple[Path, bytes]]:
+        """Return the metadata files that do not say what they should, with what they should say."""
+        stale = []
         for part in (self.form.payload, CHECK, KEY):
             path = self.folder / part / METADATA
             document = array_format.document_bytes(self.form.array_document(part, len(self)))
             if not path.exists() or path.read_bytes() != document:
-                write_whole(path, [document], scratch)
+                stale.append((path, document))
+        return stale
 
 
 def list_arrays(cache: Path) -> list[tuple[str, str]]:

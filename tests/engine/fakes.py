@@ -43,7 +43,7 @@ class FakeEncoder:
         self.id, self.dim, self.poison = name, dim, poison or {}
         self.preprocess = FakePreprocess()
         self.description = {"id": name, "dim": dim, "architecture": {"layers": 3}}
-        self.trunk = SimpleNamespace(blocks=[None] * 3)
+        self.trunk = SimpleNamespace(blocks=[None] * 3, kind="vit-token")
         self.projection = np.random.Generator(np.random.PCG64(len(name))).standard_normal((SIZE * SIZE * 3, dim))
         self.image_batches: list[int] = []
         self.text_batches: list[list[str]] = []

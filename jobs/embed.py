@@ -1,0 +1,206 @@
+"""`fluoro embed`: compute what is missing of a data set, once.
+
+Comes in: a data set, a model, the products asked for. Goes out: rows in the cache, and a run folder with the plan, what
+was computed and reused, what it cost, and what failed. A run that was stopped is gone on with by the same command: its
+batch size, which moves last bits, is taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from engine.cache import Cache
+from engine.embed import Plan, make_plan
+from engine.encoder import Encoder, load_encoder
+from jobs import opening
+from jobs.config import CacheOptions, DatasetOptions, ModelOptions
+from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
+from jobs.runs import PROVENANCE_FILE, open_run
+
+log = logging.getLogger(__name__)
+
+PLAN_FILE = "plan.json"
+LIMITS = {
+    "decode": "reading and decoding images was the limit: more --workers, a faster disk, or cached pixels",
+    "encode": "the model was the limit: a GPU, or another --precision",
+    "store": "writing the cache was the limit: a faster disk",
+}
+
+
+class Config(DatasetOptions, ModelOptions, CacheOptions):
+    """What `fluoro embed` needs."""
+
+    what: list[str] = Field(["image"], min_length=1, description="image, text, pixels, tokens@LAYER")
+    batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
+    workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
+    commit_seconds: float = Field(30.0, gt=0, description="commit at least this often")
+    rehash: bool = Field(False, description="read every file, also those that look unchanged")
+    max_pixels: int | None = Field(None, ge=1, description="refuse larger images (decompression bombs)")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was done.
+
+    Parameters
+    ----------
+    encoder : str
+        Its id: what `features`, `index` and `search` ask for.
+    samples : int
+    computed, reused : dict of str to int
+        By product.
+    failures : DataFrame
+        Columns id, uri, what, reason.
+    opened : int
+        Images that were read.
+    seconds : float
+    bytes : int
+    waits : dict of str to float
+        Seconds spent waiting for "decode", in "encode" and in "store".
+    folder : Path
+        The run's record.
+    """
+
+    encoder: str
+    samples: int
+    computed: dict[str, int]
+    reused: dict[str, int]
+    failures: pd.DataFrame
+    opened: int
+    seconds: float
+    bytes: int
+    waits: dict[str, float]
+    folder: Path
+
+    def lines(self) -> Iterator[str]:
+        """Return what was done as sentences."""
+        yield f"encoder {self.encoder}"
+        for what, count in self.computed.items():
+            yield f"{what}: {count:,} computed, {self.reused[what]:,} there already"
+        rate = sum(self.computed.values()) / self.seconds if self.seconds > 0 else 0.0
+        yield (
+            f"{spoken_bytes(self.bytes)} added in {spoken_time(self.seconds)} ({spoken_rate(rate)} rows/s), "
+            f"{self.opened:,} images read"
+        )
+        if self.seconds > 10 and any(self.computed.values()):
+            yield LIMITS[max(self.waits, key=lambda name: self.waits[name])]
+        yield f"run {self.folder}"
+
+
+def run(
+    config: Config,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    encoder: Encoder | None = None,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed.
+
+    Parameters
+    ----------
+    config : Config
+    out : Path, optional
+        The run folder; a new one in the cache unless given.
+    overwrite : bool
+        Replace an earlier run in `out`.
+    encoder : Encoder, optional
+        A loaded one, instead of the config's model.
+    progress : Progress, optional
+
+    Raises
+    ------
+    FluoroscopeError
+        See `engine.cache.Cache.embed`; failed samples are no error but listed.
+    KeyboardInterrupt
+        After Ctrl-C; what was computed is kept.
+    """
+    progress = progress or Progress()
+    cache = Cache(config.cache)
+    dataset = opening.open_data(config)
+    if encoder is None:
+        encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+    plan = _plan(cache, config, encoder, dataset.schema)
+    with open_run("embed", config, out=out, cache=config.cache, overwrite=overwrite) as record:
+        _write_plan(record.path(PLAN_FILE), plan, encoder.id, dataset.schema, config.what)
+        record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
+        with record.step("embed") as step:
+            try:
+                report = cache.embed(
+                    dataset,
+                    encoder,
+                    config.what,
+                    batch_size=plan.batch_size,
+                    workers=plan.workers,
+                    commit_seconds=config.commit_seconds,
+                    rehash=config.rehash,
+                    limits={"max_pixels": config.max_pixels} if config.max_pixels else None,
+                    progress=progress,
+                )
+            except KeyboardInterrupt:
+                log.warning("stopped: %s; the same command goes on from there", _kept(cache, encoder, config.what))
+                raise
+            step.items, step.reused = sum(report.computed.values()), sum(report.reused.values())
+            step.bytes = report.bytes
+        record.fail(report.failures)
+        record.record("embedded", computed=report.computed, reused=report.reused, waits=report.waits)
+    return Embedded(
+        encoder.id,
+        len(dataset),
+        report.computed,
+        report.reused,
+        report.failures,
+        report.opened,
+        report.seconds,
+        report.bytes,
+        report.waits,
+        record.folder,
+    )
+
+
+def _plan(cache: Cache, config: Config, encoder: Encoder, schema: str) -> Plan:
+    """Return the plan, with the batch size of the run that this one goes on with unless another one is asked for."""
+    kept = None if config.batch_size else unfinished_batch_size(cache.runs_path, encoder.id, schema, config.what)
+    if kept:
+        log.info("going on with a stopped run in its batches of %d", kept)
+    return make_plan(encoder, config.batch_size or kept, config.workers, None, config.commit_seconds, None)
+
+
+def unfinished_batch_size(runs: Path, encoder_id: str, schema: str, what: Sequence[str]) -> int | None:
+    """Return the batch size of the latest run of the same work, if that run was not finished."""
+    wanted = {"encoder": encoder_id, "dataset": schema, "what": list(what)}
+    for folder in sorted(runs.glob("*-embed-*"), reverse=True):
+        plan = _read(folder / PLAN_FILE)
+        if {name: plan.get(name) for name in wanted} == wanted:
+            return None if _read(folder / PROVENANCE_FILE).get("status") == "done" else plan.get("batch_size")
+    return None
+
+
+def _write_plan(path: Path, plan: Plan, encoder_id: str, schema: str, what: Sequence[str]) -> None:
+    values = {"encoder": encoder_id, "dataset": schema, "what": list(what), **asdict(plan)}
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _kept(cache: Cache, encoder: Encoder, what: Sequence[str]) -> str:
+    there = cache.arrays()
+    counts = []
+    for kind, name in there:
+        if name.split("@")[0] in (encoder.id, encoder.preprocess.id) and kind in {part.split("@")[0] for part in what}:
+            counts.append(f"{len(cache.array(kind, name)):,} {kind} rows of {name} are kept")
+    return ", ".join(counts) or "nothing was computed yet"
