@@ -27,11 +27,16 @@ class HubRepository:
     ----------
     name : str
         Such as ``microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224``.
+
+    Attributes
+    ----------
+    unreachable : Unreachable or None
+        What went wrong when the hub was asked last; from then on only the cache is.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._reachable = True
+        self.unreachable: Unreachable | None = None
 
     def find(self, filename: str) -> Path | None:
         """Return a file's local path, downloaded if need be; None where the repository has no such file.
@@ -45,7 +50,7 @@ class HubRepository:
             cached = huggingface_hub.try_to_load_from_cache(self.name, filename)
             if isinstance(cached, str):
                 return Path(cached)
-            if cached is not None or not self._reachable:
+            if cached is not None or self.unreachable is not None:
                 return None
             return Path(huggingface_hub.hf_hub_download(self.name, filename))
         except HFValidationError as error:
@@ -61,8 +66,8 @@ class HubRepository:
             ) from None
         except LocalEntryNotFoundError as error:
             # asked once, not once a file: the hub's client tries for half a minute
-            self._reachable = False
-            raise Unreachable(self.name, filename, error) from None
+            self.unreachable = Unreachable(self.name, filename, error)
+            raise self.unreachable from None
         except EntryNotFoundError:
             return None
 
@@ -74,14 +79,12 @@ class HubRepository:
         return path
 
     def find_all(self, filenames: tuple[str, ...]) -> list[Path]:
-        """Return the paths of those files that exist; without a network those that are cached."""
-        found: list[Path] = []
+        """Return the paths of those files that exist; where the hub cannot be reached, of those that are cached."""
+        found = []
         for filename in filenames:
             try:
                 path = self.find(filename)
             except Unreachable:
-                if not found:
-                    raise
                 continue
             if path is not None:
                 found.append(path)

@@ -59,7 +59,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-CARD_FILES = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md")
 
 SHIPPED = {"phantom-clip": "configs/phantom-clip"}
 
@@ -80,8 +79,6 @@ class ModelFiles:
     builtin : (architecture, weights tag) or None
     text_config, tokenizer : Path or None
         Folders of the Hugging Face text tower's ``config.json`` and tokenizer; None where open_clip's own are used.
-    card : tuple of Path
-        Readme and licence, if any.
     """
 
     source: str
@@ -91,7 +88,6 @@ class ModelFiles:
     builtin: tuple[str, str] | None = None
     text_config: Path | None = None
     tokenizer: Path | None = None
-    card: tuple[Path, ...] = ()
 
     @property
     def model_cfg(self) -> dict[str, Any]:
@@ -209,9 +205,7 @@ def _from_folder(folder: Path, source: str) -> ModelFiles:
         text_config = _text_config_in(folder, tower)
     if vocabulary is not None:
         tokenizer = _tokenizer_in(folder, vocabulary)
-    card = tuple(folder / name for name in CARD_FILES if (folder / name).is_file())
-    weights = find_weights(folder)
-    return ModelFiles(source, config, weights, folder, None, text_config, tokenizer, card)
+    return ModelFiles(source, config, find_weights(folder), folder, None, text_config, tokenizer)
 
 
 def _from_hub(repository: str, source: str) -> ModelFiles:
@@ -226,8 +220,7 @@ def _from_hub(repository: str, source: str) -> ModelFiles:
         config_path = hub.require(CONFIG_FILE)
         config = {"name": repository.rpartition("/")[2], **_read_config(config_path)}
     text_config, tokenizer = _hub_text_tower(*_text_names(config, f"{CONFIG_FILE} of {source}"))
-    card = tuple(hub.find_all(CARD_FILES))
-    return ModelFiles(source, config, weights, config_path.parent, None, text_config, tokenizer, card)
+    return ModelFiles(source, config, weights, config_path.parent, None, text_config, tokenizer)
 
 
 def _from_builtin(name: str) -> ModelFiles:
@@ -245,6 +238,7 @@ def _from_builtin(name: str) -> ModelFiles:
         hint = f"did you mean {architecture}/{near[0]}?" if near else f"known: {', '.join(tags) or 'none'}"
         what = f"no weights called {tag!r}" if tag else f"no weights without a tag, as in {architecture}/TAG"
         raise ModelError(f"open_clip's {architecture} has {what}; {hint}")
+    tag = tag.lower().replace("-", "_")
     if pretrained.get("quick_gelu"):
         # open_clip only warns when weights meet another activation than theirs, and computes other numbers
         cfg["quick_gelu"] = True
@@ -271,8 +265,11 @@ def _hub_text_tower(tower: str | None, vocabulary: str | None) -> tuple[Path | N
     if vocabulary is None:
         return text_config, None
     # some tokenizers find their class through the model's config.json
-    found = HubRepository(vocabulary).find_all((*TOKENIZER_FILES, TEXT_CONFIG_FILE))
+    hub = HubRepository(vocabulary)
+    found = hub.find_all((*TOKENIZER_FILES, TEXT_CONFIG_FILE))
     if not any(path.name in VOCABULARY_FILES for path in found):
+        if hub.unreachable is not None:
+            raise hub.unreachable
         raise ModelError(f"hub repository {vocabulary!r} has no tokenizer ({', '.join(VOCABULARY_FILES)})")
     return text_config, found[0].parent
 

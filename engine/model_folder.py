@@ -15,14 +15,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import open_clip
 import safetensors.torch
 import torch
 
 from engine.errors import ModelError, UsageError
+from engine.hub import HubRepository
 from engine.model_files import CONFIG_FILE, TEXT_CONFIG_FILE, WEIGHT_FILES, ModelFiles, resolve_model
 
 if TYPE_CHECKING:
     from engine.encoder import Encoder
+
+CARD_FILES = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 def pack_model(name: str, directory: Path, *, overwrite: bool = False) -> Path:
@@ -48,11 +52,13 @@ def pack_model(name: str, directory: Path, *, overwrite: bool = False) -> Path:
         raise UsageError(
             f"{name!r} is one of open_clip's built-in names; pack it by its hub repository: hf-hub:OWNER/NAME"
         )
-    weights_name = files.weights.name if files.weights.name in WEIGHT_FILES else WEIGHT_FILES[0]
+    weights_name = files.weights.name
+    if weights_name not in WEIGHT_FILES:
+        weights_name = next(name for name in WEIGHT_FILES if name.endswith(files.weights.suffix))
 
     def write(folder: Path) -> None:
         shutil.copyfile(files.weights, folder / weights_name)
-        for path in files.card:
+        for path in _card_files(files):
             shutil.copyfile(path, folder / path.name)
         _write_towers(files, folder, files.config.get("name"))
 
@@ -129,6 +135,15 @@ def check_free(directory: Path, overwrite: bool) -> None:
         raise UsageError(
             f"model folder {str(directory)!r} is not empty: name another one, remove it, or say overwrite to replace it"
         )
+
+
+def _card_files(files: ModelFiles) -> list[Path]:
+    """Return readme and licence, which have to go with the weights."""
+    schema, identifier = open_clip.factory.parse_model_name(files.source)
+    if schema == "hf-hub":
+        return HubRepository(identifier).find_all(CARD_FILES)
+    assert files.folder is not None
+    return [files.folder / name for name in CARD_FILES if (files.folder / name).is_file()]
 
 
 def _write_towers(files: ModelFiles, folder: Path, name: str | None) -> None:
