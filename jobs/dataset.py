@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from engine import phantom_files
 from engine.dataset import Dataset
 from engine.errors import UsageError
 from engine.splits import SPLITS
@@ -147,11 +148,8 @@ def write(config: WriteConfig, progress: Progress | None = None) -> Written:
     directory = config.directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"output {str(directory)!r} exists and is not an empty folder; give another one")
-    from engine import phantom_files
-
     with (progress or Progress()).step("draw phantoms", total=len(dataset), unit="phantoms") as step:
-        phantom_files.write_phantoms(dataset, directory)
-        step.update(len(dataset))
+        phantom_files.write_phantoms(dataset, directory, step.update)
     files = [path for path in directory.rglob("*") if path.is_file()]
     return Written(directory, len(dataset), len(files), sum(path.stat().st_size for path in files))
 

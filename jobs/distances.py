@@ -90,9 +90,8 @@ def nearest_classes(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _bare_setting(material: study_settings.Material, protocol: str) -> study_settings.Setting:
     """Return the embeddings as a setting without predictions, which distances do not look at."""
-    nothing = np.zeros((len(material.dataset), len(material.dataset.label_names)))
+    names = material.dataset.label_names
+    nothing = np.zeros((len(material.dataset), len(names)))
     prediction = study_settings.Prediction(nothing, nothing.astype(bool))
-    return study_settings.Setting(
-        SETTING, protocol, material.encoder, material.features, prediction, None, 0.0, None, None,
-        material.dataset.label_names,
-    )  # fmt: skip
+    explained = study_settings.Explained(SETTING, protocol, material.encoder, names)
+    return study_settings.Setting(explained, material.features, prediction, None, 0.0)

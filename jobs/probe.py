@@ -43,9 +43,9 @@ def run(
         with record.step("linear probe") as step:
             setting = study_settings.linear_probe(material, config.probe, config.protocol, config.seed)
             step.items = len(material.rows("train"))
-        assert setting.head is not None  # a probe has a head
-        head = record.path(HEAD_FILE)
-        setting.head.save(head)
+        fitted = setting.explained.head
+        assert fitted is not None  # a probe has a head
+        head = fitted.save(record.path(HEAD_FILE))
         with record.step("metrics") as step:
             step.items = study_scores.write_metrics(
                 material, [setting], config.protocol, record, config.replicates, config.seed

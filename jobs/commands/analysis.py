@@ -15,16 +15,28 @@ protocol = click.option(
 replicates = click.option("--replicates", type=int, metavar="R", help="Bootstrap replicates, by patient. [1000]")
 
 
+def _one_or_several(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> Any:
+    """Return a single text as it is, because it may be the name of a set."""
+    return value[0] if len(value) == 1 else list(value) or None
+
+
+templates = click.option(
+    "--template",
+    "zero_shot__templates",
+    multiple=True,
+    metavar="TEXT",
+    callback=_one_or_several,
+    help="Prompt with {label} in it, or the name of a set; several make an ensemble. [ensemble]",
+)
+
+
 @verb("zeroshot", "jobs.zeroshot")
 @options.dataset
 @options.model
 @options.cache
 @options.splits
 @protocol
-@click.option(
-    "--template", "zero_shot__templates", multiple=True, metavar="TEXT",
-    help="Prompt with {label} in it, or the name of a set; several make an ensemble. [ensemble]",
-)  # fmt: skip
+@templates
 @replicates
 @options.batches
 @options.out
@@ -54,8 +66,11 @@ def probe(**given: Any) -> dict[str, Any]:
 @options.cache
 @options.splits
 @protocol
-@click.option("--epochs", type=int, metavar="N", help="Most passes over the training images.")
-@click.option("--learning-rate", type=float, metavar="R", help="Of the tower and its head.")
+@click.option("--start", metavar="HEAD", help="Head to start from: probe, text, random or a .npz file. [probe]")
+@click.option("--epochs", "finetune__epochs", type=int, metavar="N", help="Most passes over the training images. [10]")
+@click.option("--learning-rate", "finetune__learning_rate", type=float, metavar="R", help="Of the tower. [1e-4]")
+@click.option("--trainable", "finetune__trainable", metavar="WHAT", help="all, projection, or a number of last blocks.")
+@replicates
 @options.batches
 @options.out
 def finetune(**given: Any) -> dict[str, Any]:
@@ -83,9 +98,16 @@ def distances(**given: Any) -> dict[str, Any]:
 @options.cache
 @click.option("--id", "ids", multiple=True, metavar="SAMPLE", help="Sample to look at; may be given several times.")
 @click.option("--label", "labels", multiple=True, metavar="LABEL", help="Label to explain; may be given several times.")
-@click.option("--head", metavar="FILE", help="Head saved by 'fluoro probe' or 'fluoro finetune'; prompts if left out.")
-@click.option("--layer", metavar="LAYER", help="Block number, or paper. [the right one for the architecture]")
-@click.option("--method", help="A method of pytorch-grad-cam. [gradcam]")
+@click.option(
+    "--head", "heads", multiple=True, metavar="FILE", help="Head saved by 'fluoro probe'; may be given several times."
+)
+@click.option(
+    "--tuned", multiple=True, metavar="DIR", help="Run folder of 'fluoro finetune'; may be given several times."
+)
+@templates
+@protocol
+@click.option("--layer", metavar="LAYER", help="Block number, default or paper. [right for the architecture]")
+@click.option("--method", metavar="NAME", help="A method of pytorch-grad-cam. [gradcam]")
 @options.out
 def cam(**given: Any) -> dict[str, Any]:
     """Draw where the model looks for a label in samples of DATASET, carried back to the original image's pixels.

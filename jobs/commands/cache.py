@@ -23,6 +23,8 @@ def _parts(context: click.Context, parameter: click.Parameter, value: str | None
     "--what", metavar="LIST", callback=_parts, help="Comma list of image, text, pixels, tokens@LAYER. [image]"
 )
 @options.batches
+@options.out
+@click.option("--max-pixels", type=int, metavar="N", help="Refuse larger images: decompression bombs.")
 @click.option("--rehash", is_flag=True, default=None, help="Read every file again, also those that look unchanged.")
 def embed(**given: Any) -> dict[str, Any]:
     """Embed the images and texts of DATASET into the cache; what is there already is not computed again.

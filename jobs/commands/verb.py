@@ -82,7 +82,8 @@ def verb(
             debug: bool,
             **options: Any,
         ) -> int:
-            values = {key_of(name): value for name, value in function(**options).items() if value not in (None, ())}
+            given = {key_of(name): value for name, value in function(**options).items() if value not in (None, ())}
+            values = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
             job = Job(module, config, run, {key_of(str(item.name)): spelling(item) for item in parameters})
             return execute(job, values, config_file, overrides, as_json, quiet, debug)
 

@@ -46,7 +46,6 @@ def test_what_cannot_be_opened_is_told_in_one_message(arguments, said, capsys):
 
 
 def test_written_phantoms_read_back(tmp_path, capsys):
-    pytest.importorskip("engine.phantom_files")
     assert cli.run(["dataset", "write", "phantom:6?seed=2&size=64", str(tmp_path / "out"), "--quiet"]) == 0
     assert f"iu-xray:{tmp_path / 'out'}" in capsys.readouterr().out
     drawn, read = open_dataset("phantom:6?seed=2&size=64"), open_dataset(f"iu-xray:{tmp_path / 'out'}")

@@ -1,0 +1,133 @@
+"""jobs/zeroshot.py, probe.py and distances.py: standalone verbs over cached embeddings, with the study's numbers."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.heads import LinearHead
+from engine.errors import DataError, UsageError
+from jobs import cli, distances, measuring, probe, zeroshot
+from jobs.config import SplitOptions
+from tests import models
+
+PHANTOMS = "phantom:160?seed=5&size=64&enrich=0.15"
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory):
+    """One small model and one cache for all verbs, so that images are embedded once."""
+    folder = tmp_path_factory.mktemp("measuring")
+    model = models.open_clip_pair(folder / "model")
+    return {
+        "dataset": PHANTOMS,
+        "model": f"local-dir:{model}",
+        "cache": folder / "cache",
+        "device": "cpu",
+        "split": SplitOptions(how="grouped", fractions=(0.5, 0.25, 0.25)),
+        "replicates": 100,
+        "batch_size": 32,
+    }
+
+
+@pytest.fixture(scope="module")
+def probed(common, tmp_path_factory):
+    out = tmp_path_factory.mktemp("probed") / "run"
+    return probe.run(probe.Config(**common), out=out)
+
+
+def test_probe_saves_a_head_that_scores_as_its_table_says(common, probed):
+    from engine.cache import Cache
+    from jobs.opening import open_data
+
+    head = LinearHead.load(probed.head)
+    dataset = open_data(probe.Config(**common), common["split"])
+    features = Cache(common["cache"]).features(dataset, head.encoder_id)
+    test = (dataset.samples["split"] == "test").to_numpy()
+    scores = head.probabilities(features.values[test])
+    from sklearn.metrics import label_ranking_average_precision_score
+
+    table = probed.metrics.set_index(["setting", "metric", "label"])["value"]
+    expected = label_ranking_average_precision_score(dataset.labels[test], scores)
+    assert table["Linear probe", "lrap", None] == pytest.approx(expected, abs=1e-9)
+
+
+def test_probe_stands_beside_the_trivial_baselines(probed):
+    table = measuring.overall_table(probed.metrics)
+    assert table["setting"].tolist() == [
+        "Linear probe", "Random scores", "Prevalence ranking", "All positive", "Most frequent set",
+    ]  # fmt: skip
+    assert table["LRAP"].str.match(r"^0\.\d{3} \(0\.\d{3}-[01]\.\d{3}\)$").all()
+
+
+def test_a_run_says_what_it_was_made_of(probed):
+    provenance = json.loads((probed.folder / "provenance.json").read_text())
+    assert provenance["status"] == "done" and provenance["verb"] == "probe"
+    assert provenance["encoders"][0]["id"].startswith("model-fp32-") or provenance["encoders"][0]["id"]
+    assert sum(provenance["split"]["counts"].values()) == 160
+    costs = measuring.result_lines(probed.folder, "cost").set_index("step")
+    assert costs.loc["embed images", "items"] + costs.loc["embed images", "reused"] == 160
+
+
+def test_zeroshot_reuses_what_the_probe_embedded(common, probed, tmp_path):
+    result = zeroshot.run(zeroshot.Config(**common), out=tmp_path / "run")
+    costs = measuring.result_lines(result.folder, "cost").set_index("step")
+    assert pd.isna(costs.loc["embed images", "items"]) and costs.loc["embed images", "reused"] == 160
+    labels = measuring.label_table(result.metrics, "Zero-shot")
+    assert len(labels) == 14 and labels["positives"].sum() > 0
+
+
+def test_the_papers_zero_shot_is_another_one(common, probed, tmp_path):
+    sound = zeroshot.run(zeroshot.Config(**common), out=tmp_path / "sound")
+    paper = zeroshot.run(zeroshot.Config(**common, protocol="paper"), out=tmp_path / "paper")
+    values = [
+        result.metrics.set_index(["setting", "metric", "label"])["value"]["Zero-shot", "f1_macro", None]
+        for result in (sound, paper)
+    ]
+    assert values[0] != values[1]
+
+
+def test_distances_agree_with_the_definition(common, probed, tmp_path):
+    from engine.cache import Cache
+    from jobs.opening import open_data
+
+    result = distances.run(distances.Config(**common, protocol="paper"), out=tmp_path / "run")
+    encoder_id = LinearHead.load(probed.head).encoder_id
+    dataset = open_data(probe.Config(**common), common["split"])
+    test = (dataset.samples["split"] == "test").to_numpy()
+    values = Cache(common["cache"]).features(dataset, encoder_id).values[test].astype(np.float64)
+    first = dataset.labels[test].argmax(axis=1)
+    centroids = {label: values[first == label].mean(axis=0) for label in np.unique(first)}
+    intra = np.mean([np.linalg.norm(values[first == k] - c, axis=1).mean() for k, c in centroids.items()])
+    pairs = [np.linalg.norm(a - b) for i, a in centroids.items() for j, b in centroids.items() if i < j]
+    found = result.distances.set_index("metric")["value"]
+    assert found["intra"] == pytest.approx(intra, rel=1e-6)
+    assert found["inter"] == pytest.approx(np.mean(pairs), rel=1e-6)
+    assert set(result.tables()["Nearest classes"]["label"]) == {dataset.label_names[label] for label in centroids}
+
+
+def test_as_commands_with_json(common, probed, tmp_path, capsys):
+    arguments = [
+        "probe", PHANTOMS, "--model", common["model"], "--cache", str(common["cache"]), "--split", "grouped",
+        "--set", "split.fractions=[0.5, 0.25, 0.25]", "--replicates", "100", "--batch-size", "32",
+        "--out", str(tmp_path / "run"), "--quiet",
+    ]  # fmt: skip
+    assert cli.run([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["head"] == str(tmp_path / "run" / "probe.npz")
+    assert {row["metric"] for row in printed["metrics"]} >= {"lrap", "f1_macro", "auroc"}
+    assert cli.run(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.run([*arguments, "--overwrite"]) == 0
+    text = capsys.readouterr().out
+    assert "Prevalence ranking" in text and "Pleural Effusion" in text and "probe.npz" in text
+
+
+def test_what_cannot_be_measured_is_told(common, tmp_path):
+    (tmp_path / "table.csv").write_text("id,text\na,normal\nb,edema\n")
+    without = {**common, "dataset": f"table:{tmp_path}/table.csv?id=id&text=text"}
+    with pytest.raises((DataError, UsageError), match="label"):
+        probe.run(probe.Config(**without), out=tmp_path / "a")
+    with pytest.raises((DataError, UsageError), match="split"):
+        probe.run(probe.Config(**{**common, "split": SplitOptions(how="given")}), out=tmp_path / "b")
