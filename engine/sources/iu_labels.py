@@ -16,8 +16,8 @@ import pandas as pd
 
 from engine.errors import DataError, UsageError
 from engine.labels import NO_FINDING, STUDY_LABELS
+from engine.sources.label_columns import label_matrix
 from engine.sources.openi import image_id_of, uid_of
-from engine.sources.table import label_matrix
 from engine.tables import offer, place, read_table, text_of
 
 KEY_COLUMNS = ("image", "image_id", "id", "filename", "uid", "file", "study_id", "xml")

@@ -22,13 +22,13 @@ import re
 import numpy as np
 import pandas as pd
 
-from engine.annotations import Annotations, read_box_table
 from engine.dataset import Dataset
 from engine.errors import DataError
 from engine.labels import STUDY_LABELS
-from engine.sources.coco import read_coco
+from engine.sources.annotation_files import beside, read_annotations
 from engine.sources.files import LARGEST_FILE, FileReader, count_suffixes, existing_folder, is_image, walk_files
 from engine.sources.iu_labels import read_labels
+from engine.sources.mask_files import find_masks
 from engine.sources.mesh import is_indexed, study_labels
 from engine.sources.openi import (
     PROJECTIONS_TABLE,
@@ -38,12 +38,12 @@ from engine.sources.openi import (
     find_table,
     find_xml,
     image_id_of,
+    kaggle_file_of,
     read_kaggle,
     read_official,
     read_projections,
 )
-from engine.sources.schema import as_choice, as_flag, as_integer, as_mapping, dataset_name
-from engine.sources.table import image_names
+from engine.sources.schema import as_choice, as_flag, as_integer, dataset_name
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,8 @@ def open_iu_xray(
     guess_views : bool
         Whether to take the view from an image's number where no table says it.
     boxes, boxes_columns, coco, label_map
-        As for `open_table`; without them ``boxes.csv`` in the folder, where there is one.
+        As for `open_table`; without them ``boxes.csv`` in the folder, where there is one. Masks that lie beside the
+        boxes in ``masks/`` go with them (see `engine.sources.mask_files`).
     max_bytes, follow_links
         See `FileReader`.
 
@@ -145,8 +146,15 @@ def open_iu_xray(
     if not labelled.all() and unlabelled == "drop" and (labels or _labels_in_folder(files)):
         notes.append(f"{int((~labelled).sum())} samples are not in the labels file and were left out")
         samples, values = samples[labelled].reset_index(drop=True), values[labelled]
-    annotations = _annotations(samples, root, files, boxes, boxes_columns, coco).renamed(
-        as_mapping("label_map", label_map)
+    annotations = read_annotations(
+        samples,
+        root,
+        boxes=boxes or (os.path.join(root, "boxes.csv") if "boxes.csv" in files and not coco else None),
+        boxes_columns=boxes_columns,
+        coco=coco,
+        label_map=label_map,
+        aliases={kaggle_file_of(image): image for image in samples["id"]},
+        masks=find_masks(root, files, samples["id"]),
     )
     for note in notes:
         logger.info("%s: %s", schema, note)
@@ -300,7 +308,7 @@ def _labels(
         )
         values = [study_labels(of_report) for of_report in terms]
         return np.array(values, dtype=np.int8).reshape(len(samples), len(STUDY_LABELS)), indexed
-    path = _beside(labels, root) if labels else os.path.join(root, found or "")
+    path = beside(labels, root) if labels else os.path.join(root, found or "")
     table = read_labels(path)
     rows = table.index.get_indexer(samples["id"])
     rows = np.where(rows >= 0, rows, table.index.get_indexer(samples["group"]))
@@ -313,32 +321,3 @@ def _labels(
     nothing = pd.Series(0, index=table.columns).where(table.columns != STUDY_LABELS[-1], 1).to_numpy(dtype=np.int8)
     values = np.where((rows >= 0)[:, None], table.to_numpy()[np.maximum(rows, 0)], nothing)
     return values.astype(np.int8), rows >= 0
-
-
-def _annotations(
-    samples: pd.DataFrame,
-    root: str,
-    files: list[str],
-    boxes: str | None,
-    boxes_columns: str | dict[str, str] | None,
-    coco: str | None,
-) -> Annotations:
-    """Return boxes and masks from the file that was named, or that lies in the folder."""
-    names = image_names(samples)
-    if coco:
-        return read_coco(_beside(coco, root), ids=names)
-    found = (
-        _beside(boxes, root)
-        if boxes
-        else next((os.path.join(root, name) for name in files if name == "boxes.csv"), None)
-    )
-    if found is None:
-        return Annotations.empty()
-    kaggle = {f"{image.removeprefix('CXR')}.dcm.png": image for image in samples["id"]}
-    return read_box_table(found, as_mapping("boxes_columns", boxes_columns), kaggle | names)
-
-
-def _beside(name: str, root: str) -> str:
-    """Return a file as found from the working folder or, failing that, from the data set's."""
-    path = os.path.expanduser(name)
-    return path if os.path.isabs(path) or os.path.exists(path) else os.path.join(root, path)

@@ -55,6 +55,11 @@ def image_id_of(name: str) -> str:
     return f"CXR{FIRST_REPORT.sub('1_1_IM-0001-', base)}"
 
 
+def kaggle_file_of(image_id: str) -> str:
+    """Return the Kaggle copy's file name of an image, the other way round than `image_id_of`."""
+    return f"{image_id.removeprefix('CXR').replace('1_1_IM-0001-', '1_IM-0001-')}.dcm.png"
+
+
 def natural_order(name: str) -> tuple[Any, ...]:
     """Return a sort key under which CXR2 comes before CXR10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name))

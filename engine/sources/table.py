@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from engine.annotations import Annotations, read_box_table
 from engine.dataset import REQUIRED_COLUMNS, Dataset
 from engine.errors import DataError, UsageError
-from engine.sources.coco import read_coco
+from engine.sources.annotation_files import read_annotations
 from engine.sources.files import LARGEST_FILE, FileReader, existing_folder
+from engine.sources.label_columns import read_label_columns
 from engine.sources.schema import as_flag, as_integer, as_mapping, as_names, dataset_name
 from engine.splits import SPLITS, check_split, split_name
-from engine.tables import BLANK_VALUES, numbers_of, offer, place, read_table, require_columns, text_of
+from engine.tables import numbers_of, offer, place, read_table, require_columns, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,15 +121,22 @@ def open_table(
     reader = FileReader(folder, as_integer("max_bytes", max_bytes, 1), as_flag("follow_links", follow_links))
 
     samples = _samples(table, lines, chosen, text_columns, file)
-    names, values, used = _labels(table, file, labels, as_names(label_names), separator)
+    names, values, used = read_label_columns(table, file, labels, as_names(label_names), separator)
     extra = [column for column in table.columns if column not in REQUIRED_COLUMNS and column not in used]
     samples = pd.concat([samples, table[extra].reset_index(drop=True)], axis=1)
     _check_root(samples["uri"], reader, file)
     if chosen["split"]:
         check_split(samples["group"].to_numpy(dtype=object), samples["split"].to_numpy(dtype=object))
 
-    renames = as_mapping("label_map", label_map)
-    annotations = _annotations(samples, table, file, boxes, boxes_columns, coco, size, renames)
+    annotations = read_annotations(
+        samples,
+        str(file.parent),
+        boxes=boxes,
+        boxes_columns=boxes_columns,
+        coco=coco,
+        label_map=label_map,
+        sizes=_sizes(samples, table, file, size) if boxes else None,
+    )
     notes = () if chosen["group"] else ("no column of patients was named, so each sample is its own group",)
     for note in notes:
         logger.info("%s: %s", schema, note)
@@ -143,34 +150,6 @@ def open_table(
         annotations=annotations,
         notes=notes,
     )
-
-
-def label_matrix(table: pd.DataFrame, columns: Iterable[str], path: str | Path) -> np.ndarray:
-    """Return 0/1 columns as labels: 1 is positive; 0, -1 and blank are negative.
-
-    Returns
-    -------
-    ndarray of int8, (n, number of columns)
-
-    Raises
-    ------
-    DataError
-        A missing column, or a cell that is something else.
-    """
-    names = list(columns)
-    require_columns(table, names, path)
-    values = np.zeros((len(table), len(names)), dtype=np.int8)
-    for column, name in enumerate(names):
-        numbers = numbers_of(table, name, path, blank=0.0)
-        wrong = ~np.isin(numbers, (-1.0, 0.0, 1.0))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise DataError(
-                f"{place(path, table.index[row])}, column {name!r}: {numbers[row]:g} is no label; "
-                "1 is positive, 0, -1 and blank are negative"
-            )
-        values[:, column] = numbers == 1
-    return values
 
 
 def _chosen_columns(table: pd.DataFrame, file: Path, **named: str | None) -> dict[str, str]:
@@ -263,47 +242,6 @@ def _split_column(values: pd.Series, file: Path, column: str) -> pd.Series:
     return values.map(known).astype(object)
 
 
-def _labels(
-    table: pd.DataFrame,
-    file: Path,
-    labels: str | Sequence[str] | None,
-    label_names: list[str],
-    separator: str,
-) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
-    """Return label names, the (n, L) matrix, and the columns that it was made from."""
-    columns = [labels] if isinstance(labels, str) and labels in table.columns else as_names(labels)
-    if not columns:
-        if label_names:
-            raise UsageError("label_names says which labels there are, but labels=COLUMN does not say where they stand")
-        return (), np.zeros((len(table), 0), dtype=np.int8), []
-    require_columns(table, columns, file)
-    if len(columns) > 1 or not isinstance(labels, str) or _is_numeric(table[columns[0]]):
-        if label_names and len(label_names) != len(columns):
-            raise UsageError(f"label_names names {len(label_names)} labels, but labels names {len(columns)} columns")
-        return tuple(label_names or columns), label_matrix(table, columns, file), columns
-    lists = text_of(table[columns[0]]).str.split(separator)
-    exploded = lists.explode().str.strip()
-    exploded = exploded[~exploded.str.lower().isin(BLANK_VALUES)]
-    names = label_names or sorted(exploded.unique())
-    unknown = exploded[~exploded.isin(names)]
-    if len(unknown):
-        raise DataError(
-            f"{place(file, int(unknown.index[0]))}, column {columns[0]!r}: unknown label {unknown.iloc[0]!r} "
-            f"({unknown.nunique()} such names); {offer(unknown.iloc[0], names)}"
-        )
-    values = np.zeros((len(table), len(names)), dtype=np.int8)
-    position_of_line = pd.Series(np.arange(len(table)), index=table.index)
-    values[position_of_line[exploded.index].to_numpy(), pd.Index(names).get_indexer(exploded)] = 1
-    return tuple(names), values, columns
-
-
-def _is_numeric(values: pd.Series) -> bool:
-    """Tell whether a column holds numbers or blanks only, with at least one number."""
-    text = text_of(values).str.lower()
-    text = text[~text.isin(BLANK_VALUES)]
-    return len(text) > 0 and bool(pd.to_numeric(text, errors="coerce").notna().all())
-
-
 def _check_root(uris: pd.Series, reader: FileReader, file: Path) -> None:
     """Raise DataError when not one of some spread images is there: then the root is wrong, not the images."""
     named = uris[uris != ""].to_numpy(dtype=object)
@@ -320,48 +258,6 @@ def _check_root(uris: pd.Series, reader: FileReader, file: Path) -> None:
         f"none of {len(probed)} images that {file.name!r} names is below {reader.root!r}, first {probed[0]!r}; "
         "say which folder the paths are relative to: root=FOLDER"
     )
-
-
-def _annotations(
-    samples: pd.DataFrame,
-    table: pd.DataFrame,
-    file: Path,
-    boxes: str | None,
-    boxes_columns: str | Mapping[str, str] | None,
-    coco: str | None,
-    size: str | Sequence[str] | None,
-    renames: Mapping[str, str],
-) -> Annotations:
-    """Return boxes and masks from the one file that was named."""
-    if not boxes and not coco:
-        if renames:
-            raise UsageError("label_map renames the labels of boxes, but neither boxes=TABLE nor coco=FILE is given")
-        return Annotations.empty()
-    if boxes and coco:
-        raise UsageError("boxes come from boxes=TABLE or from coco=FILE, not from both")
-    ids = image_names(samples)
-    if coco:
-        annotations = read_coco(_beside(coco, file.parent), ids=ids)
-    else:
-        columns = as_mapping("boxes_columns", boxes_columns)
-        annotations = read_box_table(
-            _beside(boxes or "", file.parent), columns, ids, _sizes(samples, table, file, size)
-        )
-    return annotations.renamed(renames)
-
-
-def image_names(samples: pd.DataFrame) -> dict[str, str]:
-    """Return from every name that an annotation file may use for an image (id, path, file name, stem) to the sample id.
-
-    A name that several samples share, such as one file name in two folders, is left out.
-    """
-    forms: dict[str, set[str]] = {}
-    for sample_id, uri in zip(samples["id"], samples["uri"], strict=True):
-        base = uri.replace("\\", "/").rpartition("/")[2]
-        for name in {uri, base, os.path.splitext(base)[0]} - {""}:
-            forms.setdefault(name, set()).add(sample_id)
-    names = {name: next(iter(owners)) for name, owners in forms.items() if len(owners) == 1}
-    return names | {sample_id: sample_id for sample_id in samples["id"]}
 
 
 def _sizes(
@@ -382,9 +278,3 @@ def _sizes(
         sample_id: (int(height), int(width))
         for sample_id, height, width in zip(samples["id"][known], heights[known], widths[known], strict=True)
     }
-
-
-def _beside(name: str, folder: Path) -> Path:
-    """Return a file as found from the working folder or, failing that, from the table's folder."""
-    path = Path(name).expanduser()
-    return path if path.is_absolute() or path.exists() else folder / path

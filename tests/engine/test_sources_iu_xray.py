@@ -5,15 +5,17 @@ import tarfile
 import time
 from io import BytesIO
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from engine.errors import DataError, ImageError, UsageError
 from engine.labels import STUDY_LABELS
 from engine.sources import open_dataset
 from engine.sources.iu_labels import read_labels
 from engine.sources.iu_xray import VIEW_OF_NUMBER
-from engine.sources.openi import image_id_of, natural_order, uid_of
+from engine.sources.openi import image_id_of, kaggle_file_of, natural_order, uid_of
 from engine.splits import apply_split
 from tests.conftest import shared_data
 from tests.engine.open_i_files import write_kaggle, write_official, write_png, write_projections
@@ -302,6 +304,8 @@ def test_names():
     assert (
         image_id_of("images/12_IM-0140-1001.dcm.png") == "CXR12_IM-0140-1001" == image_id_of("CXR12_IM-0140-1001.png")
     )
+    assert kaggle_file_of("CXR12_IM-0140-1001") == "12_IM-0140-1001.dcm.png"
+    assert kaggle_file_of("CXR1_1_IM-0001-4001") == "1_IM-0001-4001.dcm.png"
     assert image_id_of("1_IM-0001-4001.dcm.png") == "CXR1_1_IM-0001-4001" == image_id_of("CXR1_1_IM-0001-4001")
     assert sorted(["CXR10", "CXR9", "CXR2"], key=natural_order) == ["CXR2", "CXR9", "CXR10"]
 
@@ -361,3 +365,22 @@ def test_views__from_captions_that_are_nothing_else(tmp_path):
     write_png(folder / f"{image}.png")
     dataset = open_dataset(f"iu-xray:{folder}", images="required")
     assert dataset.ids.tolist() == [image] and dataset.samples["view"].tolist() == ["frontal"]
+
+
+def test_masks__lie_beside_boxes(tmp_path):
+    folder = write_official(tmp_path)
+    header = "image,label,x,y,width,height\n"
+    (folder / "boxes.csv").write_text(
+        header + "".join(f"{FRONTAL[1]},{label},0,0,5,5\n" for label in ("Edema", "Lung Opacity"))
+    )
+    mask = np.zeros((12, 10), dtype=np.uint8)
+    mask[3:5, 2:9] = 255
+    path = folder / "masks" / f"{FRONTAL[1]}.Lung_Opacity.png"
+    path.parent.mkdir()
+    Image.fromarray(mask).save(path)
+    annotations = open_dataset(f"iu-xray:{folder}").annotations
+    np.testing.assert_array_equal(annotations.region(FRONTAL[1], "Lung Opacity", 12, 10), mask > 0)
+    assert annotations.region(FRONTAL[1], "Edema", 12, 10).sum() == 25
+    path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"cannot read the mask 'masks/CXR2_IM-0652-1001.Lung_Opacity.png'"):
+        annotations.region(FRONTAL[1], "Lung Opacity", 12, 10)

@@ -12,7 +12,7 @@ phantom_files = pytest.importorskip("engine.phantom_files", reason="needs the wr
 
 
 def test_written_phantoms_are_read_back_equal(tmp_path):
-    drawn = open_dataset("phantom:60?seed=5&size=64&enrich=0.1")
+    drawn = open_dataset("phantom:24?seed=5&size=64&enrich=0.1")
     phantom_files.write_phantoms(drawn, tmp_path / "written")
     read = open_dataset(f"iu-xray:{tmp_path}/written", images="required")
     assert len(read) == len(drawn)
@@ -26,5 +26,7 @@ def test_written_phantoms_are_read_back_equal(tmp_path):
     assert set(read.annotations.labels) == set(drawn.annotations.labels)
     for sample_id, label in drawn.annotations.pairs.drop_duplicates().to_numpy():
         ours, theirs = (np.sort(source.annotations.boxes_of(sample_id, label), axis=0) for source in (drawn, read))
+        np.testing.assert_array_equal(theirs, ours)
+        ours, theirs = (source.annotations.region(sample_id, label, 64, 64) for source in (drawn, read))
         np.testing.assert_array_equal(theirs, ours)
     assert len(read.annotations.boxes) == len(drawn.annotations.boxes)
