@@ -52,7 +52,7 @@ def expose(mu: np.ndarray, frame: Frame, rng: np.random.Generator, projection: s
 
 
 def tone_curve(rng: np.random.Generator) -> np.ndarray:
-    """Return the look-up table from attenuation to grey, uint8 (TONES,): gain, offset and bend vary, by + and * only."""
+    """Return the look-up table from attenuation to grey, uint8 (TONES,); gain, offset and bend vary."""
     u = rng.random(4)
     mu = np.arange(TONES) * (MU_TOP / TONES)
     t = np.clip(mu * (0.5 + 0.3 * u[0]) + (-0.09 + 0.2 * u[1]), 0.0, 1.12)
@@ -64,7 +64,7 @@ def tone_curve(rng: np.random.Generator) -> np.ndarray:
 
 
 def _marker(frame: Frame, rng: np.random.Generator, projection: str) -> np.ndarray:
-    """Return the side marker as a uint8 layer: an L at the patient's left or an R at the right, lines of text for AP."""
+    """Return the side marker as a uint8 layer: L or R on that side of the patient, lines of text for AP."""
     u = rng.random(5)
     upright = Frame(frame.size, 1.0, 1.0, 0.0, 0.0, 0.0)
     layer = upright.blank()

@@ -1,7 +1,7 @@
 """The thorax: outlines of body, lungs, heart, bones and vessels in thorax units, varied from patient to patient.
 
-Comes in: a stream of random numbers, and how far heart and mediastinum are enlarged. Goes out: outlines as float64 points
-(x to the image's right, so the patient's left; y down; the rib cage about 180 units wide and high).
+Comes in: a stream of random numbers, and how far heart and mediastinum are enlarged. Goes out: outlines as float64
+points (x to the image's right, so the patient's left; y down; the rib cage about 180 units wide and high).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from engine.phantom.strokes import Points, spline
 WALL_Y = np.array([-96.0, -90.0, -80.0, -66.0, -45.0, -20.0, 10.0, 40.0, 70.0, 100.0])
 WALL_X = np.array([14.0, 32.0, 47.0, 60.0, 72.0, 80.0, 86.0, 89.0, 90.0, 88.0])
 RIBS = 10
+# Which of a vessel's six points are drawn, by order of branching.
+CORNERS = ([0, 1, 2, 3, 4, 5], [0, 2, 3, 5], [0, 3, 5])
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ def vessels(thorax: Thorax, rng: np.random.Generator, side: int) -> list[np.ndar
     spread = np.linspace(-1.30, 1.42, count) + rng.random(count) * 0.24 - 0.12
     start = np.stack([hilum_x + side * rng.random(count) * 4, hilum_y + spread * 9], axis=1)
     length = (34 + 22 * rng.random(count)) * (1 + 0.28 * np.abs(spread))
-    orders = []
+    orders: list[np.ndarray] = []
     bend = rng.random(count) * 0.5 - 0.25
     for _ in range(3):
         t = np.arange(steps + 1) / steps
@@ -327,7 +329,7 @@ def vessels(thorax: Thorax, rng: np.random.Generator, side: int) -> list[np.ndar
         path_y = start[:, 1:] + np.cumsum(np.sin(heading) * pace, axis=1) - np.sin(heading[:, :1]) * pace
         path = np.stack([path_x, path_y], axis=-1)
         # Finer branches need fewer corners.
-        orders.append(path[:, (slice(None), [0, 2, 3, 5], [0, 3, 5])[len(orders)]])
+        orders.append(path[:, CORNERS[len(orders)]])
         picks = np.stack([path[:, 2], path[:, 3], path[:, 5]], axis=1)
         angles = np.stack([heading[:, 2] + 0.55, heading[:, 3] - 0.55, heading[:, 5] + 0.25], axis=1)
         start = picks.reshape(-1, 2)

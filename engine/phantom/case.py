@@ -1,8 +1,8 @@
 """What a phantom is before it is drawn: patient, labels, and where each finding lies.
 
-All of it is known without a pixel, so that a table of thousands opens at once. Image 2k and 2k+1 share a patient now and
-then (as 129 of the study's 3,818 images do): then labels, findings, anatomy and report are the same, and only the
-acquisition differs.
+All of it is known without a pixel, so that a table of thousands opens at once. Images 2k and 2k+1 share a patient now
+and then (the study has 129 images more than patients): then labels, findings, anatomy and report are the same, and only
+the acquisition differs.
 """
 
 from __future__ import annotations

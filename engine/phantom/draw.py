@@ -1,7 +1,7 @@
 """A case becomes pixels: tissue, air, vessels, findings, bones and devices, then the exposure.
 
-Attenuation is soft tissue minus air plus bone and metal. Arrays are changed in place: at this size a fresh array costs more
-than the arithmetic on it.
+Attenuation is soft tissue minus air plus bone and metal. Arrays are changed in place: at this size a fresh array costs
+more than the arithmetic on it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.phantom.anatomy import diaphragm, lung
-from engine.phantom.case import LEFT, LOWER, MIDDLE, RIGHT, UPPER, Finding
+from engine.phantom.case import LEFT, MIDDLE, RIGHT, UPPER, Finding
 from engine.phantom.scene import Scene
 from engine.phantom.strokes import share, spline
 
@@ -197,38 +197,44 @@ def _above_angle(scene: Scene, side: int) -> np.ndarray:
 
 def draw_pleural(scene: Scene, finding: Finding) -> None:
     """Scars of the pleura: a thick band along the wall with a cap at the apex, or calcified plaques."""
-    frame, thorax = scene.frame, scene.thorax
     for side in finding.sides:
-        base = thorax.base_of(side)
         if finding.kind == "thickening":
-            low = base - 18 - scene.between(0, 10)
-            high = -66 + scene.between(-10, 10) if finding.extent else -30 + scene.between(-10, 10)
-            y = np.linspace(high, low, 8)
-            wall = thorax.wall(y)
-            width = (8 + 2.5 * finding.extent) * (0.65 + 0.7 * scene.rng.random(8))
-            width[[0, -1]] = 1.5
-            inner = spline(np.stack([side * (wall - width), y], axis=1), steps=4)
-            outer = np.stack([side * (wall + 3), y], axis=1)
-            outlines = [np.concatenate([inner, outer[::-1]])]
-            cap_y = np.array([-97.0, -84.0, -74.0])
-            cap = np.stack([side * (thorax.wall(cap_y) + 2), cap_y], axis=1)
-            outlines.append(np.concatenate([cap, [(side * 26.0, -80.0 + scene.between(-3, 3)), (side * 12.0, -90.0)]]))
-            layer = frame.soft(outlines, 1.2)
-            scene.replace_air(finding.label, layer * np.float32(0.85 / 255), 0.14)
-            scene.dense += layer * np.float32(0.07 / 255)
+            _thickening(scene, finding, side)
         else:
-            outlines = []
-            for _ in range(3 + finding.extent):
-                y = scene.between(-45, base - 22)
-                x = float(thorax.wall(y)) - scene.between(5, 22)
-                outlines.append(scene.blob(side * x, y, scene.between(4.5, 8), scene.between(8, 15), 0.45))
-            line = diaphragm(thorax, side)
-            part = line[6:22]
-            layer = frame.fill(frame.blank(), outlines, 215)
-            layer = frame.blur(frame.stroke(layer, [part], 3.2, 235), 0.8)
-            inside = np.minimum(scene.air + np.float32(0.35), np.float32(1))
-            scene.dense += layer * inside * np.float32(0.42 / 255)
-            scene.mark(finding.label, layer * inside > 70)
+            _plaques(scene, finding, side)
+
+
+def _thickening(scene: Scene, finding: Finding, side: int) -> None:
+    thorax = scene.thorax
+    low = thorax.base_of(side) - 18 - scene.between(0, 10)
+    high = -66 + scene.between(-10, 10) if finding.extent else -30 + scene.between(-10, 10)
+    y = np.linspace(high, low, 8)
+    wall = thorax.wall(y)
+    width = (8 + 2.5 * finding.extent) * (0.65 + 0.7 * scene.rng.random(8))
+    width[[0, -1]] = 1.5
+    inner = spline(np.stack([side * (wall - width), y], axis=1), steps=4)
+    outer = np.stack([side * (wall + 3), y], axis=1)
+    cap_y = np.array([-97.0, -84.0, -74.0])
+    cap = np.stack([side * (thorax.wall(cap_y) + 2), cap_y], axis=1)
+    cap = np.concatenate([cap, [(side * 26.0, -80.0 + scene.between(-3, 3)), (side * 12.0, -90.0)]])
+    layer = scene.frame.soft([np.concatenate([inner, outer[::-1]]), cap], 1.2)
+    scene.replace_air(finding.label, layer * np.float32(0.85 / 255), 0.14)
+    scene.dense += layer * np.float32(0.07 / 255)
+
+
+def _plaques(scene: Scene, finding: Finding, side: int) -> None:
+    frame, thorax = scene.frame, scene.thorax
+    outlines = []
+    for _ in range(3 + finding.extent):
+        y = scene.between(-45, thorax.base_of(side) - 22)
+        x = side * (float(thorax.wall(y)) - scene.between(5, 22))
+        outlines.append(scene.blob(x, y, scene.between(4.5, 8), scene.between(8, 15), 0.45))
+    layer = frame.fill(frame.blank(), outlines, 215)
+    layer = frame.blur(frame.stroke(layer, [diaphragm(thorax, side)[6:22]], 3.2, 235), 0.8)
+    # Calcium is seen best against air, and a little where none is left.
+    seen = layer * np.minimum(scene.air + np.float32(0.35), np.float32(1))
+    scene.dense += seen * np.float32(0.42 / 255)
+    scene.mark(finding.label, seen > 70)
 
 
 DRAW: dict[str, Callable[[Scene, Finding], None]] = {

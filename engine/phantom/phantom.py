@@ -14,8 +14,10 @@ from engine.phantom.report import write_report
 
 GENERATOR_VERSION = "1"
 SMALLEST, LARGEST = 64, 2048
-# A piece of a mask smaller than this share of the image gets no box of its own.
-SMALLEST_PIECE = 0.001
+# Pieces of a mask nearer than twice this share of the image's side share a box, as a reader would draw it.
+NEIGHBOURS = 0.02
+# What is smaller than this share of the image gets no box of its own.
+SMALLEST_PIECE = 0.0004
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Phantom:
     masks : dict of label to ndarray of bool, (size, size)
         What is visible of each finding; every positive label but No Finding has one.
     boxes : dict of label to list of (x, y, width, height)
-        Integers in pixels, origin at the top left; one for each separate piece of the mask.
+        Integers in pixels, origin at the top left; one around each piece, or pieces close together, of the mask.
     report : dict
         ``indication``, ``findings``, ``impression``.
     mesh : tuple of str
@@ -52,17 +54,26 @@ class Phantom:
 
 
 def boxes_of(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return (x, y, width, height) of the separate pieces of a mask, largest first; never none for a mask with pixels."""
+    """Return (x, y, width, height) around a mask's pieces, largest first; pieces close together share a box.
+
+    A speck gets no box unless there is nothing else.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return []
     top, left = int(rows[0]), int(columns[0])
-    part = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
-    count, _, statistics, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
-    found = [(left + x, top + y, wide, high, area) for x, y, wide, high, area in statistics[1:count].tolist()]
-    pieces = sorted(found, key=lambda piece: (-piece[4], piece[1], piece[0]))
+    part = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8)
+    reach = 2 * int(mask.shape[0] * NEIGHBOURS) + 1
+    count, groups = cv2.connectedComponents(cv2.dilate(part, np.ones((reach, reach), np.uint8)), connectivity=8)
+    groups[part == 0] = 0
+    found = []
+    for number in range(1, count):
+        down, across = np.nonzero(groups == number)
+        x, y = int(across.min()), int(down.min())
+        found.append((len(down), left + x, top + y, int(across.max()) - x + 1, int(down.max()) - y + 1))
+    found.sort(key=lambda piece: (-piece[0], piece[2], piece[1]))
     least = mask.size * SMALLEST_PIECE
-    return [piece[:4] for rank, piece in enumerate(pieces) if rank == 0 or piece[4] >= least]
+    return [piece[1:] for rank, piece in enumerate(found) if rank == 0 or piece[0] >= least]
 
 
 def draw_phantom(seed: int, index: int, size: int = 256, enrich: float = 0.0) -> Phantom:

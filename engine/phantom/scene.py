@@ -22,7 +22,8 @@ class Scene:
     rng : Generator
         The acquisition's random numbers.
     air : ndarray of float32, (size, size)
-        Air in the beam's way, 0 to 1; a finding replaces some of it, so it vanishes where there is none (silhouette sign).
+        Air in the beam's way, 0 to 1. A finding replaces some of it, so borders vanish where it is used up (the
+        silhouette sign).
     dense : ndarray of float32, (size, size)
         Attenuation on top of soft tissue: bone, metal.
     masks : dict of label to bool (size, size)

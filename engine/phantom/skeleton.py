@@ -28,7 +28,8 @@ class Break:
         collars.append(line[cut:] + drop)
         self.ends += [line[cut - 2 : cut + 1], line[cut : cut + 3] + drop]
         if fracture.extent:
-            self.callus.append(scene.blob(*(line[cut] + drop / 2), 6.5, 6, 0.2))
+            x, y = (line[cut] + drop / 2).tolist()
+            self.callus.append(scene.blob(x, y, 6.5, 6, 0.2))
 
     def ribs(self, scene: Scene, fracture: Finding, ribs: list[Points]) -> None:
         """Break three to five neighbouring ribs in their side arc, each with a step, or with callus where they heal."""
@@ -41,7 +42,8 @@ class Break:
             step = np.array([-side * scene.between(1, 3), scene.between(5, 8) * (1 if number % 2 else -1)])
             if fracture.kind == "healed ribs":
                 step = step * 0.4
-                self.callus.append(scene.blob(*(rib[cut] + step / 2), 6.0, 7.5, 0.2))
+                x, y = (rib[cut] + step / 2).tolist()
+                self.callus.append(scene.blob(x, y, 6.0, 7.5, 0.2))
             moved = rib[cut:] + step * np.linspace(1, 0.2, len(rib) - cut)[:, None]
             ribs[place] = rib[: cut + 1]
             ribs.append(moved)

@@ -1,12 +1,13 @@
 """Drawing with operations whose result is the same on every machine.
 
-Geometry is float64 and rounded to 1/16 pixel before it is drawn; shapes are filled, stroked and blurred as uint8; noise is
-low-resolution integers enlarged with INTER_LINEAR_EXACT; layers are mixed by float32 `+` and `*`. Float blurs and resizes,
-warps and NumPy's exp differ between builds in the last bits and are not used.
+Geometry is float64 and rounded to 1/16 pixel before it is drawn; shapes are filled, stroked and blurred as uint8; noise
+is low-resolution integers enlarged with INTER_LINEAR_EXACT; layers are mixed by float32 `+` and `*`. Float blurs and
+resizes, warps and NumPy's exp differ between builds in the last bits and are not used.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def spline(points: Sequence[tuple[float, float]] | Points, closed: bool = False,
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the thorax lies in the image: turned by `angle` radians, scaled by (wide, high), centred at (x, y) units."""
+    """Where the thorax lies in the image: turned by `angle` radians, scaled by wide and high, centred at x, y units."""
 
     size: int
     wide: float
@@ -79,8 +80,8 @@ class Frame:
         if isinstance(lines, np.ndarray) or len(lines) == 1:
             return [self.place(line) for line in lines] if len(lines) == 1 else list(self.place(np.asarray(lines)))
         placed = self.place(np.concatenate(lines))
-        ends = np.cumsum([0] + [len(line) for line in lines]).tolist()
-        return [placed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        ends = list(itertools.accumulate((len(line) for line in lines), initial=0))
+        return [placed[start:end] for start, end in itertools.pairwise(ends)]
 
     def blank(self, reduction: int = 1) -> np.ndarray:
         """Return an empty uint8 layer; reduced layers serve wide blurs."""
@@ -102,7 +103,7 @@ class Frame:
         closed: bool = False,
         smooth: bool = True,
     ) -> np.ndarray:
-        """Draw open (or closed) lines of a width in units, in place; not `smooth` is quicker, for what is blurred after."""
+        """Draw open (or closed) lines of a width in units, in place; not `smooth` is quicker, where a blur follows."""
         pixels = max(1, int(width * self.unit * (self.wide + self.high) / 2 + 0.5))
         kind = cv2.LINE_AA if smooth else cv2.LINE_8
         cv2.polylines(layer, self.place_all(lines), closed, value, thickness=pixels, lineType=kind, shift=SHIFT)
