@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import array_format, embed, extract, keyed_array
+from engine import array_folder, array_format, embed, extract
 from engine.dataset import Dataset
 from engine.embed import EmbedReport
 from engine.errors import CacheError, UsageError
@@ -75,7 +75,7 @@ class Cache:
 
     def arrays(self) -> list[tuple[str, str]]:
         """Return (kind, name) of all keyed arrays."""
-        return keyed_array.list_arrays(self.path)
+        return array_folder.list_arrays(self.path)
 
     def array(self, kind: str, name: str) -> KeyedArray:
         """Return a keyed array with all rows committed so far; CacheError naming what there is where it is missing."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from engine import extract, keyed_array
+from engine import array_folder, extract
 from engine.dataset import Dataset
 from engine.decoding import Decoded, Decoder, ImageWork
 from engine.durable import make_folder
@@ -310,7 +310,7 @@ class _ImageJob:
 
         most = self._plan.max_pixels or pixels.DEFAULT_MAX_PIXELS
         name = self._encoder.preprocess.id
-        there = ("pixels", name) in keyed_array.list_arrays(self._cache)
+        there = ("pixels", name) in array_folder.list_arrays(self._cache)
         return Decoder(
             self._dataset.reader,
             self._encoder.preprocess,

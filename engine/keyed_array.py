@@ -17,20 +17,17 @@ on):
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine import array_format
+from engine import array_folder, array_format
 from engine.array_format import CHECK, DAMAGED, KEY, METADATA, STORE, ArrayFormat
 from engine.chunk_map import ChunkMap
-from engine.durable import make_folder, sync_folder, write_error, write_whole
+from engine.durable import sync_folder, write_whole
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
 from engine.lock import record_lock
@@ -66,7 +63,7 @@ class KeyedArray:
         CacheError
             There is no such array, it was written by a newer format version, or it is damaged.
         """
-        array = cls(cache, _read_format(cache / STORE / kind / name))
+        array = cls(cache, array_folder.read_format(cache / STORE / kind / name))
         array.refresh()
         return array
 
@@ -95,7 +92,7 @@ class KeyedArray:
             form = ArrayFormat(
                 kind, name, tuple(int(size) for size in row_shape), 1, array_format.plain_json(description)
             )
-            _create(cache, folder, form)
+            array_folder.create_array(cache, folder, form)
         array = cls.open(cache, kind, name)
         if array.form.row_shape != tuple(row_shape):
             raise CacheError(
@@ -134,14 +131,14 @@ class KeyedArray:
         CacheError
             Keys are missing that must be there.
         """
-        form = _read_format(self.folder)
+        form = array_folder.read_format(self.folder)
         if form != self.form:
             self._reset(form)
-        promised = _shape_of(self.folder / KEY, form)
+        promised = array_folder.promised_rows(self.folder / KEY, form)
         number, known = divmod(len(self), form.chunk_rows)
         added = []
-        while (chunk := _read_keys(self.folder / KEY, form, number)) is not None:
-            count = _prefix(chunk)
+        while (chunk := array_folder.read_keys(self.folder / KEY, form, number)) is not None:
+            count = array_folder.count_keys(chunk)
             added.append(chunk[known:count])
             if count < form.chunk_rows:
                 break
@@ -240,8 +237,8 @@ class KeyedArray:
             The disk is full or the cache cannot be written; the rows committed before stay valid.
         """
         keys, payload = self._checked(keys, payload)
-        with record_lock(self._lock_path):
-            scratch = _swept(self._scratch)
+        with record_lock(self._lock):
+            scratch = array_folder.swept(self._scratch)
             self.refresh()
             fresh = first_occurrences(keys)
             fresh = fresh[self.find(keys[fresh]) < 0]
@@ -260,19 +257,19 @@ class KeyedArray:
         self.refresh()
         if not self._stale_metadata() and not self._scratch.exists():
             return
-        with record_lock(self._lock_path):
-            scratch = _swept(self._scratch)
+        with record_lock(self._lock):
+            scratch = array_folder.swept(self._scratch)
             self.refresh()
             self._write_metadata(scratch)
             shutil.rmtree(scratch, ignore_errors=True)
 
     @property
-    def _lock_path(self) -> Path:
-        return _lock_path(self._cache, self.form.kind, self.form.name)
+    def _lock(self) -> Path:
+        return array_folder.lock_path(self._cache, self.form.kind, self.form.name)
 
     @property
     def _scratch(self) -> Path:
-        return self._cache / "tmp" / self.form.kind / self.form.name
+        return array_folder.scratch_path(self._cache, self.form.kind, self.form.name)
 
     def _checked(self, keys: np.ndarray, payload: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         form = self.form
@@ -299,7 +296,8 @@ class KeyedArray:
             for start in range(-offset, len(keys), chunk_rows):
                 number = first + (start + offset) // chunk_rows
                 some = rows[part][max(start, 0) : start + chunk_rows]
-                pieces = [some, np.full((chunk_rows - max(-start, 0) - len(some), *shape), _fill(dtype), dtype)]
+                free = chunk_rows - max(-start, 0) - len(some)
+                pieces = [some, np.full((free, *shape), array_folder.fill_value(dtype), dtype)]
                 if start < 0:
                     old = self._keys[start:] if part == KEY else maps[part].chunk(number, offset)
                     pieces.insert(0, old)
@@ -324,99 +322,3 @@ class KeyedArray:
             if not path.exists() or path.read_bytes() != document:
                 stale.append((path, document))
         return stale
-
-
-def list_arrays(cache: Path) -> list[tuple[str, str]]:
-    """Return (kind, name) of all keyed arrays of a cache, sorted."""
-    found = []
-    for kind in array_format.PARTS:
-        folder = cache / STORE / kind
-        if folder.is_dir():
-            found += [(kind, entry.name) for entry in os.scandir(folder) if (Path(entry.path) / METADATA).is_file()]
-    return sorted(found)
-
-
-def _read_format(folder: Path) -> ArrayFormat:
-    path = folder / METADATA
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CacheError(
-            f"no array {folder.parent.name}/{folder.name} in the cache: {path}: {error.strerror}"
-        ) from error
-    return array_format.parse_group(content, path)
-
-
-def _shape_of(folder: Path, form: ArrayFormat) -> int:
-    """Return the rows that an array's metadata promise; those of a lost zarr.json are rewritten at the next commit."""
-    try:
-        return int(json.loads((folder / METADATA).read_bytes())["shape"][0])
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise CacheError(f"{folder / METADATA} cannot be read ({error!r}); {DAMAGED}") from error
-
-
-def _read_keys(folder: Path, form: ArrayFormat, number: int) -> np.ndarray | None:
-    path = folder / form.chunk_file(KEY, number)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CacheError(f"chunk file {path} cannot be read ({error.strerror}); {DAMAGED}") from error
-    if len(content) != form.chunk_file_bytes(KEY):
-        raise CacheError(f"{path} has {len(content):,} bytes instead of {form.chunk_file_bytes(KEY):,}; {DAMAGED}")
-    return np.frombuffer(content, np.uint8).reshape(form.chunk_rows, KEY_BYTES)
-
-
-def _fill(dtype: np.dtype) -> float:
-    return np.nan if dtype.kind == "f" else 0
-
-
-def _prefix(keys: np.ndarray) -> int:
-    """Return how many rows at the start of a chunk have a key."""
-    present = np.asarray(keys.any(axis=1))
-    return len(keys) if present.all() else int(np.argmin(present))
-
-
-def _lock_path(cache: Path, kind: str, name: str) -> Path:
-    return cache / "locks" / kind / f"{name}.lock"
-
-
-def _swept(scratch: Path) -> Path:
-    """Return a scratch folder without what a killed holder of the lock has left in it."""
-    make_folder(scratch)
-    for entry in os.scandir(scratch):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
-    return scratch
-
-
-def _create(cache: Path, folder: Path, form: ArrayFormat) -> None:
-    """Build an empty array beside and rename it to its place, so that nobody ever sees a part of one."""
-    form = replace(form, chunk_rows=array_format.choose_chunk_rows(form.row_bytes))
-    with record_lock(_lock_path(cache, form.kind, form.name)):
-        scratch = _swept(cache / "tmp" / form.kind / form.name)
-        if (folder / METADATA).exists():
-            return
-        for parent in (folder.parent.parent, folder.parent):
-            make_folder(parent)
-            if not (parent / METADATA).exists():
-                write_whole(parent / METADATA, [array_format.document_bytes(array_format.parent_document())], scratch)
-                sync_folder(parent)
-        new = scratch / "new"
-        for part in (form.payload, CHECK, KEY):
-            make_folder(new / part)
-            document = array_format.document_bytes(form.array_document(part, 0))
-            write_whole(new / part / METADATA, [document], scratch)
-            sync_folder(new / part)
-        write_whole(new / METADATA, [array_format.document_bytes(form.group_document())], scratch)
-        sync_folder(new)
-        try:
-            os.rename(new, folder)
-        except OSError as error:
-            raise write_error(error, folder) from error
-        sync_folder(folder.parent)

@@ -7,9 +7,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +14,11 @@ import pytest
 import zarr
 
 from engine import array_format, keyed_array
+from engine.array_folder import list_arrays
 from engine.array_format import METADATA
 from engine.array_verify import verify_array
 from engine.errors import CacheError
-from engine.keyed_array import KeyedArray, list_arrays
+from engine.keyed_array import KeyedArray
 from engine.row_check import row_checks
 from engine.row_lookup import RowLookup, first_occurrences
 
@@ -240,42 +238,32 @@ def test_open__newer_format_version_is_refused(tmp_path):
 
 # -- Kills, several writers, full disks ------------------------------------------------------------------------------
 
-WRITER = """
-import os, sys, numpy as np
-from pathlib import Path
-os.fsync = lambda descriptor: None
-sys.path[:0] = [{root!r}, {tests!r}]
-from engine import array_format
-array_format.CHUNK_BYTES = 16 * 24
-from test_keyed_array import keys_of, rows_of, DESCRIPTION
-from engine.keyed_array import KeyedArray
-array = KeyedArray.create(Path({cache!r}), "image", "enc", (12,), DESCRIPTION)
-print("ready", flush=True)
-numbers = np.arange({count})
-missing = numbers[array.find(keys_of(numbers)) < 0]
-for start in range(0, len(missing), {size}):
-    some = missing[start : start + {size}]
-    array.append(keys_of(some), rows_of(some))
-array.finish()
-"""
+FORK = multiprocessing.get_context("fork")  # a fresh interpreter would spend the test's time on imports
 
 
-def start_writer(cache: Path, count: int, size: int) -> subprocess.Popen:
-    tests = Path(__file__).parent
-    script = WRITER.format(root=str(tests.parents[1]), tests=str(tests), cache=str(cache), count=count, size=size)
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+def _write_missing(cache: Path, count: int, size: int) -> None:
+    array = KeyedArray.create(cache, "image", "enc", (12,), DESCRIPTION)
+    numbers = np.arange(count)
+    missing = numbers[array.find(keys_of(numbers)) < 0]
+    for start in range(0, len(missing), size):
+        some = missing[start : start + size]
+        array.append(keys_of(some), rows_of(some))
+    array.finish()
 
 
 def test_kill__at_random_moments_ends_with_the_same_bytes(tmp_path):
     rng = np.random.Generator(np.random.PCG64(5))
-    count, killed = 600, 0
-    assert start_writer(tmp_path / "calm", count, 7).wait() == 0
-    for _ in range(8):
-        writer = start_writer(tmp_path / "rough", count, 7)
-        writer.stdout.readline()
-        time.sleep(float(rng.uniform(0, 0.06)))
-        writer.send_signal(signal.SIGKILL)
-        killed += writer.wait() == -signal.SIGKILL
+    _write_missing(tmp_path / "calm", 500, 5)
+    killed = 0
+    for _ in range(12):
+        writer = FORK.Process(target=_write_missing, args=(tmp_path / "rough", 500, 5))
+        writer.start()
+        writer.join(float(rng.uniform(0.005, 0.1)))
+        writer.kill()
+        writer.join()
+        killed += writer.exitcode == -signal.SIGKILL
+        if not list_arrays(tmp_path / "rough"):
+            continue
         array = KeyedArray.open(tmp_path / "rough", "image", "enc")
         np.testing.assert_array_equal(array.read_all(), rows_of(range(len(array))))
         assert verify_array(tmp_path / "rough", "image", "enc") == (len(array), [])
@@ -283,7 +271,7 @@ def test_kill__at_random_moments_ends_with_the_same_bytes(tmp_path):
         shown = group["key"].shape[0]
         np.testing.assert_array_equal(group["embedding"][:shown], rows_of(range(shown)))
     assert killed >= 3
-    assert start_writer(tmp_path / "rough", count, 7).wait() == 0
+    _write_missing(tmp_path / "rough", 500, 5)
     assert tree_bytes(tmp_path / "rough" / "arrays.zarr") == tree_bytes(tmp_path / "calm" / "arrays.zarr")
     assert not list((tmp_path / "rough" / "tmp").rglob("*.partial"))
 
@@ -298,8 +286,7 @@ def _append_overlapping(cache: Path, seed: int) -> None:
 
 
 def test_append__four_processes_at_once_leave_no_double_and_no_hole(tmp_path):
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_append_overlapping, args=(tmp_path, seed)) for seed in range(4)]
+    writers = [FORK.Process(target=_append_overlapping, args=(tmp_path, seed)) for seed in range(4)]
     for writer in writers:
         writer.start()
     seen = 0
