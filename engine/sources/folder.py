@@ -62,7 +62,9 @@ def open_folder(
     texts, others = _texts_beside(root, images, [name for name in files if not is_image(name)])
     splits, folders = _splits_and_folders(images)
     label_names = tuple(sorted({folder for folder in folders if folder}))
-    labels = np.array([[folder == name for name in label_names] for folder in folders], dtype=np.int8)
+    positive = pd.Index(label_names, dtype=object).get_indexer(pd.Index(folders, dtype=object))
+    labels = np.zeros((len(images), len(label_names)), dtype=np.int8)
+    labels[np.flatnonzero(positive >= 0), positive[positive >= 0]] = 1
     notes = [f"{len(others)} files are no images and were left out: {count_suffixes(others)}"] if others else []
     unlabelled = folders.count("")
     if label_names and unlabelled:
@@ -84,7 +86,7 @@ def open_folder(
         name=dataset_name("folder", root),
         samples=samples,
         label_names=label_names,
-        labels=labels.reshape(len(images), len(label_names)),
+        labels=labels,
         reader=FileReader(root, as_integer("max_bytes", max_bytes, 1), as_flag("follow_links", follow_links)),
         notes=tuple(notes),
     )
