@@ -34,13 +34,13 @@ def expose(mu: np.ndarray, frame: Frame, rng: np.random.Generator, projection: s
     Grain of two sizes, an uneven field (heel effect), a tone curve, a side marker, and now and then collimation.
     """
     grain = 0.015 + 0.035 * float(rng.random())
-    mu += noise_cells(rng, frame.size) * np.float32(grain / 127.5)
+    frame.add(mu, noise_cells(rng, frame.size), 2 * grain)
     mu += frame.cloud(rng, max(frame.size * 5 // 8, 8), grain * 1.1)
     mu += frame.cloud(rng, 3, 0.06)
     mu -= np.float32(grain)
     mu *= np.float32(TONES / MU_TOP)
     np.clip(mu, np.float32(0), np.float32(TONES - 1), out=mu)
-    pixels = tone_curve(rng).take(mu.astype(np.int32))
+    pixels = tone_curve(rng).take(mu.astype(np.int16))
     np.maximum(pixels, _marker(frame, rng, projection), out=pixels)
     u = rng.random(6)
     if u[0] < 0.35:

@@ -26,7 +26,7 @@ def draw_devices(scene: Scene, finding: Finding) -> None:
 def _lines(scene: Scene, label: str, lines: list[Points], width: float, strength: float, closed: bool = False) -> None:
     frame = scene.frame
     layer = frame.blur(frame.stroke(frame.blank(), lines, width, closed=closed), 0.5)
-    scene.dense += layer * np.float32(strength / 255)
+    frame.add(scene.dense, layer, strength)
     scene.mark(label, frame.stroke(frame.blank(), lines, width + 3, closed=closed, smooth=False) > 127)
 
 

@@ -1,7 +1,7 @@
 """A case becomes pixels: tissue, air, vessels, findings, bones and devices, then the exposure.
 
-Attenuation is soft tissue minus air plus bone and metal. Arrays are changed in place: at this size a fresh array costs
-more than the arithmetic on it.
+Attenuation is soft tissue minus air plus bone and metal. Large arrays are used again and changed in place: fresh
+memory costs more than the arithmetic on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.phantom.devices import draw_devices
 from engine.phantom.findings import DRAW, draw_pneumothorax
 from engine.phantom.scene import Scene
 from engine.phantom.skeleton import draw_bones
-from engine.phantom.strokes import Frame, share, spline
+from engine.phantom.strokes import Frame, spline
 
 f4 = np.float32
 SIDES = (RIGHT, LEFT)
@@ -39,13 +39,15 @@ def draw(case: Case, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     abdomen = frame.soft([belly], 1.2)
     tissue = _tissue(frame, thorax, rng, flesh, abdomen)
     heart, mediastinum = anatomy.heart(thorax), anatomy.mediastinum(thorax)
-    tissue += frame.soft([heart], 5) * f4(0.1 / 255)
-    scene = Scene(frame, thorax, rng, _air(frame, thorax, heart, mediastinum), np.zeros((size, size), np.float32))
+    frame.add(tissue, frame.soft([heart], 5), 0.1)
+    dense = frame.room("dense")
+    dense.fill(0)
+    scene = Scene(frame, thorax, rng, _air(frame, thorax, heart, mediastinum), dense)
     for label, outline in (("Cardiomegaly", heart), ("Enlarged Cardiomediastinum", mediastinum)):
         if label in by_label:
             scene.mark(label, frame.fill(frame.blank(), [outline]) > 127)
 
-    vessels = share(_vessels(scene, engorged="Edema" in by_label))
+    vessels = frame.scaled(_vessels(scene, engorged="Edema" in by_label), 1.0, "vessels")
     if "Pneumothorax" in by_label:
         draw_pneumothorax(scene, by_label["Pneumothorax"], vessels)
     vessels *= f4(-0.5)
@@ -60,7 +62,7 @@ def draw(case: Case, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
     # Bone and metal fade where the body ends, as the tissue that scatters does; air only counts within it.
     mu = tissue
-    rest = flesh * f4(0.6)
+    rest = np.multiply(flesh, f4(0.6), out=frame.room())
     rest += f4(0.4)
     scene.dense *= rest
     mu += scene.dense
@@ -91,8 +93,8 @@ def build(case: Case) -> anatomy.Thorax:
 def _flesh(frame: Frame, thorax: anatomy.Thorax) -> np.ndarray:
     """Return the body's thickness, float32 in [0, 1]: full in the middle, thin at its rim."""
     outlines = anatomy.body(thorax)
-    flesh = frame.soft(outlines, 2.5) * f4(0.45 / 255)
-    flesh += frame.soft(outlines, 20) * f4(0.55 / 255)
+    flesh = frame.scaled(frame.soft(outlines, 2.5), 0.45, "flesh")
+    frame.add(flesh, frame.soft(outlines, 20), 0.55)
     return flesh
 
 
@@ -101,35 +103,35 @@ def _tissue(
 ) -> np.ndarray:
     """Return soft tissue's attenuation, float32: denser downwards, with belly, breasts, windpipe and stomach bubble."""
     half = np.array([(-300.0, 40.0), (300.0, 40.0), (300.0, 400.0), (-300.0, 400.0)])
-    tissue = frame.soft([half], 24) * f4(0.22 / 255)
-    tissue += abdomen * f4(0.1 / 255)
+    tissue = frame.scaled(frame.soft([half], 24), 0.22, "tissue")
+    frame.add(tissue, abdomen, 0.1)
     tissue += frame.cloud(rng, 5, 0.07)
     tissue += f4(0.95)
     if thorax.breast < 0.45:
-        tissue += frame.soft(anatomy.breasts(thorax), 3) * f4(0.16 / 255)
+        frame.add(tissue, frame.soft(anatomy.breasts(thorax), 3), 0.16)
     tissue *= flesh
     mid = thorax.turn * 0.6
     windpipe = spline([(mid, -150), (mid, -90), (thorax.turn + 1, -55), (thorax.turn + 2, -38)])
-    tissue -= frame.blur(frame.stroke(frame.blank(), [windpipe], 8.5, smooth=False), 1.5) * f4(0.2 / 255)
+    tissue -= frame.scaled(frame.blur(frame.stroke(frame.blank(), [windpipe], 8.5, smooth=False), 1.5), 0.2)
     u = rng.random(7)
     if u[0] < 0.6:
         x, y = 32 + 20 * u[1], thorax.base_of(LEFT) + 2 + 10 * u[2]
         turn = np.arange(8) * (2 * np.pi / 8)
         gas = np.stack([x + (9 + 11 * u[3]) * np.cos(turn), y + (6 + 5 * u[4]) * np.sin(turn + u[6])], axis=1)
         bubble = np.minimum(frame.soft([spline(gas, closed=True, steps=4)], 1.8), abdomen)
-        tissue -= bubble * f4((0.15 + 0.2 * u[5]) / 255)
+        tissue -= frame.scaled(bubble, 0.15 + 0.2 * u[5])
     return tissue
 
 
 def _air(frame: Frame, thorax: anatomy.Thorax, heart: np.ndarray, mediastinum: np.ndarray) -> np.ndarray:
     """Return the air in the lungs, float32 in [0, 1], with a little left behind heart and great vessels."""
     lungs = [anatomy.lung(thorax, side) for side in SIDES]
-    air = frame.soft(lungs, 9) * f4(0.28 / 255)
+    air = frame.scaled(frame.soft(lungs, 9), 0.28, "air")
     air += f4(0.72)
-    air *= share(frame.soft(lungs, 0.9))
+    air *= frame.scaled(frame.soft(lungs, 0.9), 1.0)
     solid = frame.fill(frame.blank(), [heart], 232)
     frame.fill(solid, [mediastinum], 222)
-    air *= share(~frame.blur(solid, 1.2))
+    air *= frame.scaled(~frame.blur(solid, 1.2), 1.0)
     return air
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.phantom.anatomy import Thorax
 from engine.phantom.case import LEFT, LOWER, MIDDLE, UPPER
-from engine.phantom.strokes import Frame, Points, share, spline
+from engine.phantom.strokes import Frame, Points, spline
 
 
 @dataclass
@@ -75,12 +75,12 @@ class Scene:
 
     def add_dense(self, label: str, layer: np.ndarray, strength: float, visible_from: int = 60) -> None:
         """Add a uint8 layer of bone or metal, and mark where it is seen."""
-        self.dense += layer * np.float32(strength / 255)
+        self.frame.add(self.dense, layer, strength)
         self.mark(label, layer > visible_from)
 
     def cloudy(self, layer: np.ndarray, cells: int, depth: float) -> np.ndarray:
         """Return a uint8 layer as float32 opacity with cloudy unevenness of `depth` in [0, 1]."""
-        cloud = self.frame.cloud(self.rng, cells, depth / 2)
+        cloud = self.frame.cloud(self.rng, cells, depth / 2).copy()
         cloud += np.float32(1 - depth / 2)
-        cloud *= share(layer)
+        cloud *= self.frame.scaled(layer, 1.0)
         return cloud

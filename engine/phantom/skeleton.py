@@ -65,9 +65,9 @@ def draw_bones(scene: Scene, fracture: Finding | None, abdomen: np.ndarray) -> N
     hind = frame.stroke(frame.blank(), ribs, 6.4, 150, smooth=False)
     hind = frame.blur(frame.stroke(hind, ribs, 3.8, 95, smooth=False), 0.7)
     front = frame.blur(frame.stroke(frame.blank(), anatomy.anterior_ribs(thorax), 7.5, 130, smooth=False), 1.1)
-    cage = hind * np.float32(0.3 / 255)
-    cage += front * np.float32(0.17 / 255)
-    free = abdomen * np.float32(-0.6 / 255)
+    cage = frame.scaled(hind, 0.3, "cage")
+    frame.add(cage, front, 0.17)
+    free = frame.scaled(abdomen, -0.6)
     free += np.float32(1)
     cage *= free
     scene.dense += cage
@@ -78,12 +78,12 @@ def draw_bones(scene: Scene, fracture: Finding | None, abdomen: np.ndarray) -> N
     arms = [anatomy.humerus(thorax, side) for side in (RIGHT, LEFT)]
     frame.stroke(girdle, [shaft for shaft, _ in arms], 10, 75, smooth=False)
     frame.fill(girdle, [head for _, head in arms], 90)
-    scene.dense += frame.blur(girdle, 0.8) * np.float32(0.36 / 255)
+    frame.add(scene.dense, frame.blur(girdle, 0.8), 0.36)
     column = frame.fill(frame.blank(), anatomy.vertebrae(thorax), 215)
-    scene.dense += frame.blur(column, 1.3) * np.float32(0.13 / 255)
+    frame.add(scene.dense, frame.blur(column, 1.3), 0.13)
     if fracture is not None:
         ends = frame.blur(frame.stroke(frame.blank(), broken.ends, 7.5), 0.6)
-        scene.dense += ends * np.float32(0.16 / 255)
+        frame.add(scene.dense, ends, 0.16)
         scene.mark(fracture.label, frame.stroke(frame.blank(), broken.ends, 11, smooth=False) > 127)
         if broken.callus:
             scene.add_dense(fracture.label, frame.soft(broken.callus, 0.9), 0.26, 80)
