@@ -92,10 +92,11 @@ def prepare(config: MeasureOptions, run: Run, progress: Progress) -> study_setti
         The data have no labels, or a split that is needed has no embedded sample.
     """
     with run.step("open data") as step:
-        dataset = opening.open_data(config, config.split)
+        dataset = opening.open_data(config)
+        if not dataset.label_names:
+            raise DataError(f"{config.dataset!r} has no labels; name them, such as --data labels=[Pneumonia,Edema]")
+        dataset = opening.split_data(dataset, config.split)
         step.items = len(dataset)
-    if not dataset.label_names:
-        raise DataError(f"{config.dataset!r} has no labels; name them, such as --data labels=[Pneumonia,Edema]")
     with run.step("load model"):
         encoder = load_encoder(config.model, device=config.device, precision=config.precision)
     cache = Cache(config.cache)

@@ -22,7 +22,7 @@ def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dat
 
 
 def split_data(dataset: Dataset, split: SplitOptions) -> Dataset:
-    """Return the data set with its split applied and checked."""
+    """Apply a split and check it; "auto" is the one given in the data if there is one, else one by group."""
     how = split.how
     if how == "auto":
         how = "given" if (dataset.samples["split"] != "").any() else "grouped"
