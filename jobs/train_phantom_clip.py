@@ -24,7 +24,7 @@ from pydantic import Field
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from analysis import contrastive
+from analysis import contrastive, contrastive_training
 from engine.errors import UsageError
 from engine.labels import STUDY_LABELS
 from engine.resources import resource
@@ -154,7 +154,7 @@ def run(config: Config, progress: Callable[[str, int, int], None] | None = None)
             with_coverage=settings.region_weight > 0 or settings.region_weight_end > 0,
         )
         watch = _Watch(config, folder, watched, tokenize, pool, progress)
-        averaged = contrastive.train(model, source, len(STUDY_LABELS), settings, watch)
+        averaged = contrastive_training.train(model, source, len(STUDY_LABELS), settings, watch)
     finally:
         pool.close()
     auroc = zero_shot_auroc(averaged, tokenize, *watched) if watched is not None else {}
