@@ -165,11 +165,11 @@ def test_intervals_by_patient__are_wider_than_by_image():
     assert (by_patient.high - by_patient.low)[0] > 2 * (by_image.high - by_image.low)[0]
 
 
-def test_thousand_replicates__take_seconds():
+def test_thousand_replicates__take_seconds_of_one_core():
     y, predictions, _, names = random_study(count=575)
-    begun = time.perf_counter()
+    begun = time.process_time()
     bootstrap.bootstrap_metrics(y, predictions, np.arange(575), label_names=names, replicates=1000)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize(
