@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
+CACHE ?= runs/cache
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint stress clean
@@ -14,7 +15,7 @@ help:
 	@echo 'make lint     ruff and mypy alone'
 	@echo 'make stress   the slow tests: kills, full disks, large data'
 	@echo 'make install  build $(VENV) and install fluoroscope in it, as the others do by themselves'
-	@echo 'make clean    delete $(VENV), caches of tools and $(DEMO)'
+	@echo 'make clean    delete $(VENV), $(DEMO) and $(CACHE)'
 
 install: $(STAMP)
 
@@ -27,7 +28,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/fluoro study configs/demo.yaml --out $(DEMO) --overwrite
+	$(BIN)/fluoro study configs/demo.yaml --cache $(CACHE) --out $(DEMO) --overwrite
 	@echo 'open $(CURDIR)/$(DEMO)/report.html'
 
 lint: $(STAMP)
@@ -41,4 +42,4 @@ stress: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) $(DEMO) build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(DEMO) $(CACHE) build .pytest_cache .mypy_cache .ruff_cache *.egg-info

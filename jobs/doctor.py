@@ -26,7 +26,7 @@ from engine import faiss_loader, machine
 from engine.resources import resource, shipped_configs
 from engine.version import __version__
 from jobs.config import CacheOptions
-from jobs.progress import Progress, spoken_bytes
+from jobs.progress import Progress, spoken_bytes, spoken_rate
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,8 @@ def look_at_matrix_speed() -> Finding:
     ratio = speeds["bfloat16"] / speeds["float32"]
     sets = machine.instruction_sets()
     unit = next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in sets), None)
-    value = f"float32 {speeds['float32']:.0f}, bf16 {speeds['bfloat16']:.0f} GFLOP/s" + (f" ({unit})" if unit else "")
+    shown = f"float32 {spoken_rate(speeds['float32'])}, bf16 {spoken_rate(speeds['bfloat16'])} GFLOP/s"
+    value = shown + (f" ({unit})" if unit else "")
     if ratio > 1.3:
         meaning = f"--precision bf16 is up to {ratio:.1f} times as fast on the processor; it is another encoder id"
     else:

@@ -25,7 +25,7 @@ class Step:
 
     def __init__(self, owner: Progress, name: str, total: int | None, unit: str, clock: Callable[[], float]) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0
+        self.done = self.counted_from = 0
         self._owner, self._clock, self._start = owner, clock, clock()
 
     @property
@@ -35,8 +35,9 @@ class Step:
 
     @property
     def rate(self) -> float:
-        """Units a second so far."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
+        """Units a second so far; 0 where nobody can tell yet."""
+        done = self.done - self.counted_from
+        return done / self.seconds if done and self.seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -95,6 +96,7 @@ class Progress:
         step = self._named.get(name)
         if step is None:
             step = self._named[name] = self.step(name, total)
+            step.counted_from = done  # how long these took is not known
         step.update(done, total)
         if step.total is not None and done >= step.total:
             self._named.pop(name)
@@ -140,14 +142,17 @@ class PlainProgress(Progress):
         self._last_line[id(step)] = now
         share = f" of {step.total:,} ({100 * step.done / step.total:.0f} %)" if step.total else ""
         left = f", {spoken_time(step.seconds_left)} left" if step.seconds_left is not None else ""
-        log.info("%s: %s%s %s, %s/s%s", step.name, f"{step.done:,}", share, step.unit, spoken_rate(step.rate), left)
+        speed = f", {spoken_rate(step.rate)}/s" if step.rate else ""
+        log.info("%s: %s%s %s%s%s", step.name, f"{step.done:,}", share, step.unit, speed, left)
 
     def _ended(self, step: Step, failed: bool) -> None:
         if self._last_line.pop(id(step), None) is None:
             return
         how = "stopped" if failed else "done"
-        counted = f", {step.done:,} {step.unit}, {spoken_rate(step.rate)}/s" if step.done else ""
-        log.info("%s: %s in %s%s", step.name, how, spoken_time(step.seconds), counted)
+        counted = f", {step.done:,} {step.unit}" if step.done else ""
+        speed = f", {spoken_rate(step.rate)}/s" if step.rate else ""
+        taken = "" if step.done and step.done == step.counted_from else f" in {spoken_time(step.seconds)}"
+        log.info("%s: %s%s%s%s", step.name, how, taken, counted, speed)
 
 
 class LiveProgress(Progress):
@@ -212,7 +217,7 @@ class LiveProgress(Progress):
             completed=step.done,
             total=step.total,
             count=f"{count} {step.unit}" if step.done else "",
-            speed=f"{spoken_rate(step.rate)}/s" if step.done else "",
+            speed=f"{spoken_rate(step.rate)}/s" if step.rate else "",
             left=left,
         )
 

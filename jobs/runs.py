@@ -115,6 +115,7 @@ class Run:
 
     def __init__(self, folder: Path, provenance: dict[str, Any]) -> None:
         self.folder = folder
+        self.fresh = False
         self.provenance = provenance
         self.failures: list[dict[str, str]] = []
         self._start = time.perf_counter()
@@ -166,6 +167,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, UsageError) and self._holds_nothing():
+            # A mistyped name must not leave a folder that the corrected command then finds in its way.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
         status = "stopped" if stopped else "failed" if kind else "done"
         self.provenance.update(
@@ -184,6 +189,14 @@ class Run:
                 raise
             log.warning("the run's provenance could not be written: %s", problem)
 
+    def _holds_nothing(self) -> bool:
+        """Tell whether this run made the folder and left nothing in it but its beginning."""
+        if not self.fresh or any(path.is_dir() for path in self.folder.iterdir()):
+            return False
+        names = {path.name for path in self.folder.iterdir()}
+        lines = (self.folder / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+        return names <= {CONFIG_FILE, PROVENANCE_FILE, RESULTS_FILE} and all('"kind": "cost"' in line for line in lines)
+
     def _write_provenance(self) -> None:
         text = json.dumps(plain(self.provenance), indent=1, ensure_ascii=False)
         partial = self.folder / (PROVENANCE_FILE + ".partial")
@@ -198,7 +211,7 @@ def open_run(
     out: Path | None = None,
     cache: Path | None = None,
     overwrite: bool = False,
-    resume: bool = False,
+    resume: bool | None = None,
     command: Sequence[str] | None = None,
     accelerators: bool = False,
 ) -> Run:
@@ -215,9 +228,9 @@ def open_run(
         Where new run ids go; the user's cache unless given.
     overwrite : bool
         Delete what an earlier run left in `out`. Only a folder that is a run is ever deleted.
-    resume : bool
+    resume : bool, optional
         Go on in `out`, which must have been started with the same config. Results are written anew; what was embedded
-        is taken from the cache.
+        is taken from the cache. None: a job that offers no such way.
     command : sequence of str, optional
         `sys.argv` unless given.
     accelerators : bool
@@ -236,6 +249,7 @@ def open_run(
         raise UsageError(f"output {str(folder)!r} is a file; give another folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
         started = _take_over(folder, config, overwrite, resume)
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / CONFIG_FILE)
     for name in (RESULTS_FILE, FAILURES_FILE):
@@ -253,6 +267,7 @@ def open_run(
     if started:
         provenance["first_started"] = started
     run = Run(folder, provenance)
+    run.fresh = fresh
     run._write_provenance()
     return run
 
@@ -268,10 +283,11 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / PROVENANCE_FILE).is_file()
 
 
-def _take_over(folder: Path, config: JobConfig, overwrite: bool, resume: bool) -> str | None:
+def _take_over(folder: Path, config: JobConfig, overwrite: bool, resume: bool | None) -> str | None:
     """Clear or check an existing output folder; return when the run to go on with was started."""
     if not overwrite and not resume:
-        ways = "--resume to go on with it, --overwrite to replace it, or --out with another folder"
+        resuming = "" if resume is None else "--resume to go on with it, "
+        ways = f"{resuming}--overwrite to replace it, or --out with another folder"
         if not is_run(folder):
             ways = "--out with another folder (it is not a run's record, so it is not offered for replacing)"
         raise UsageError(f"output {str(folder)!r} exists and is not empty; give {ways}")

@@ -16,7 +16,7 @@ from jobs.plain import plain
 
 DONE, DONE_WITH_FAILURES = 0, 3
 FAILURES_SHOWN = 5
-WIDTH_OF_A_PIPE = 160
+WIDTH_OF_A_PIPE = 200
 
 
 def show(result: Any, as_json: bool) -> int:

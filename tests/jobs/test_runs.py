@@ -61,7 +61,21 @@ def test_failures_are_listed(tmp_path):
 def test_an_existing_run_is_refused_with_the_ways_out(tmp_path):
     open_run("study", Config(), out=tmp_path / "run").__exit__(None, None, None)
     with pytest.raises(UsageError, match=r"--resume .* --overwrite .* --out"):
-        open_run("study", Config(), out=tmp_path / "run")
+        open_run("study", Config(), out=tmp_path / "run", resume=False)
+    with pytest.raises(UsageError, match="give --overwrite"):
+        open_run("probe", Config(), out=tmp_path / "run")
+
+
+def test_wrong_usage_leaves_no_folder_in_the_way(tmp_path):
+    def mistyped(after):
+        with pytest.raises(UsageError), open_run("cam", Config(), out=tmp_path / "run") as run, run.step("open data"):
+            after(run)
+            raise UsageError("no sample 'x'")
+
+    mistyped(lambda run: None)
+    assert not (tmp_path / "run").exists()
+    mistyped(lambda run: run.record("metric", value=1))
+    assert (tmp_path / "run").exists()
 
 
 def test_overwrite_replaces_a_run_and_nothing_else(tmp_path):
