@@ -98,5 +98,5 @@ class Unreachable(ModelError):
         super().__init__(
             f"{filename!r} of hub repository {repository!r} is not cached on this machine and the hub cannot be "
             f"reached ({type(error.__cause__ or error).__name__}). Where there is a network, `fluoro model pack "
-            f"hf-hub:{repository} FOLDER` writes a folder that loads here as local-dir:FOLDER"
+            "hf-hub:OWNER/NAME FOLDER` writes a folder that loads here as local-dir:FOLDER"
         )
