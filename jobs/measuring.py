@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from engine.encoder import load_encoder
 from pydantic import Field
 
 from engine.cache import Cache
+from engine.encoder import load_encoder
 from engine.errors import DataError
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
