@@ -88,6 +88,8 @@ def extract_images(
         tally.seconds["encode"] += time.perf_counter() - start
 
     decoding = ordered_map(decoder, works, workers, ahead=2 * (batch_size + workers))
+    if progress is not None:
+        progress("embed images", 0, len(works))
     with Committing(ordered, tally, policy), closing(decoding) as results:
         for done, decoded in enumerate(_timed(results, tally.seconds, "decode"), start=1):
             pending = _sort_in(decoded, buffers, tally, learned)

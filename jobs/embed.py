@@ -85,11 +85,12 @@ class Embedded:
         yield f"encoder {self.encoder}"
         for what, count in self.computed.items():
             yield f"{what}: {count:,} computed, {self.reused[what]:,} there already"
+        spent = f"in {spoken_time(self.seconds)}, {self.opened:,} images read"
         rate = sum(self.computed.values()) / self.seconds if self.seconds > 0 else 0.0
-        yield (
-            f"{spoken_bytes(self.bytes)} added in {spoken_time(self.seconds)} ({spoken_rate(rate)} rows/s), "
-            f"{self.opened:,} images read"
-        )
+        if any(self.computed.values()):
+            yield f"{spoken_bytes(self.bytes)} added {spent} ({spoken_rate(rate)} rows/s)"
+        else:
+            yield f"nothing was left to compute: looked {spent}"
         if self.seconds > 10 and any(self.computed.values()):
             yield LIMITS[max(self.waits, key=lambda name: self.waits[name])]
         yield f"run {self.folder}"
