@@ -39,7 +39,6 @@ from engine.trunks import describe_trunk
 
 if TYPE_CHECKING:
     from engine.encoder import Encoder
-
     from engine.pixels import Geometry
 
 METHODS = {
@@ -62,7 +61,9 @@ class ZeroGradientError(ModelError):
 class Target(Protocol):
     """A number computed from an image's embedding, whose evidence in the image is sought."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What is sought, for messages and figures."""
 
     def score(self, embedding: torch.Tensor) -> torch.Tensor:
         """Return the target of a raw embedding (d,), a tensor without dimensions that carries its gradient."""

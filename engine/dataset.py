@@ -85,8 +85,8 @@ class Dataset:
         duplicated = self.samples["id"][self.samples["id"].duplicated()]
         if len(duplicated):
             raise DataError(
-                f"data set {self.schema!r} has {duplicated.nunique()} ids more than once, first {duplicated.iloc[0]!r}; "
-                "ids must be unique: name another id column or remove the double rows"
+                f"data set {self.schema!r} has {duplicated.nunique()} ids more than once, "
+                f"first {duplicated.iloc[0]!r}; ids must be unique: name another id column or remove the double rows"
             )
 
     def __len__(self) -> int:
@@ -109,7 +109,9 @@ class Dataset:
             import difflib
 
             near = difflib.get_close_matches(sample_id, [str(value) for value in self.ids[:20000]], n=3)
-            raise UsageError(f"no sample {sample_id!r} in {self.schema!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
+            raise UsageError(
+                f"no sample {sample_id!r} in {self.schema!r}" + (f"; nearest: {', '.join(near)}" if near else "")
+            )
         return int(found[0])
 
     def label_position(self, label: str) -> int:
@@ -123,9 +125,7 @@ class Dataset:
         positions = np.asarray(rows)
         if positions.dtype == bool:
             positions = np.flatnonzero(positions)
-        return replace(
-            self, samples=self.samples.iloc[positions].reset_index(drop=True), labels=self.labels[positions]
-        )
+        return replace(self, samples=self.samples.iloc[positions].reset_index(drop=True), labels=self.labels[positions])
 
     def with_split(self, split: Sequence[str] | np.ndarray) -> Dataset:
         """Return the data set with another split column (length n)."""

@@ -256,7 +256,7 @@ class _Finding:
 
     def _boxes(self) -> list[overlays.Box]:
         boxes = self.dataset.annotations.boxes_of(self.sample, self.label)
-        return [overlays.Box(*map(float, box), self.label.replace("_", " ")) for box in boxes]  # type: ignore[arg-type]
+        return [overlays.Box(*map(float, box), self.label.replace("_", " ")) for box in boxes]  # type: ignore[arg-type, call-arg]
 
     def _nulls(self, heat: np.ndarray, seed: int) -> list[_Drawn]:
         height, width = heat.shape

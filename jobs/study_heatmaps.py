@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from analysis.crossfit import group_folds
-from analysis.sentences import difference_sentence
 from PIL import Image
 from pydantic import Field
 
 from analysis import cam, localization, overlays
 from analysis.bootstrap import clustered_bootstrap
+from analysis.crossfit import group_folds
+from analysis.sentences import difference_sentence
 from engine import pixels as decoding
 from engine.dataset import Dataset
 from engine.keys import short_hash
@@ -250,7 +250,7 @@ class PictureWriter:
             file = f"{stem}-{number_}.png"
             picture = overlays.overlay(image, heat, boxes=boxes, mask=mask, side=PANEL_SIDE, note=note)
             overlays.save_picture(picture, self.run.path(file))
-            panel = {"setting": name, "file": file, "note": note}
+            panel: dict[str, Any] = {"setting": name, "file": file, "note": note}
             if scores is not None:
                 panel |= {
                     "pointing": number(scores.pointing_game),
@@ -277,7 +277,7 @@ def choose_panels(findings: Sequence[Finding], count: int, seed: int) -> list[Fi
     rng = np.random.Generator(np.random.PCG64(seed))
     shuffled = [findings[index] for index in rng.permutation(len(findings))]
     turn: dict[str, int] = {}
-    ranked = []
+    ranked: list[tuple[int, int, Finding]] = []
     for finding in shuffled:
         ranked.append((turn.setdefault(finding.label, 0), len(ranked), finding))
         turn[finding.label] += 1

@@ -62,7 +62,7 @@ def write_retrieval(
     queries = []
     for query, found_scores, found_keys in zip(asked, scores, keys, strict=True):
         group = dataset.groups[query["row"]] if "row" in query else None
-        hits = []
+        hits: list[dict[str, Any]] = []
         for score, key in zip(found_scores, found_keys, strict=True):
             row = row_of_key.get(np.asarray(key).tobytes())
             if row is None or dataset.groups[row] == group or len(hits) == section.neighbours:
