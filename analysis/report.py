@@ -370,7 +370,7 @@ def _case(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, Any]:
             caption = "the region lies outside what the model sees"
         else:
             share = float(panel["pointing"])
-            hit = {1.0: "peak inside", 0.0: "peak outside"}.get(share, f"peak {share:.2f} inside")
+            hit = {1.0: "peak hits", 0.0: "peak misses"}.get(share, f"{share:.2f} of a tied peak hits")
             caption = f"{hit} · energy {panel['energy']:.2f} · IoU {panel['iou']:.2f}"
             caption += f" · {panel['note']}" if panel.get("note") else ""
         panels.append(

@@ -55,7 +55,7 @@ def write_distances(
     groups = material.dataset.groups[test]
     sound = protocol == "sound"
     pairs: list[pd.DataFrame] = []
-    for setting in settings:
+    for place, setting in enumerate(settings):
         features = setting.features[test]
         measured = distances.class_distances(features, labels, classes=len(names), normalize=sound)
         intervals = distances.bootstrap_distances(
@@ -67,6 +67,8 @@ def write_distances(
             low, high = number(found.low), number(found.high)
             run.record_all([{**base, "metric": metric, "value": number(found.value), "low": low, "high": high}])
         run.record_all([{**base, "metric": "ratio_null", "value": null.value, "low": null.low, "high": null.high}])
+        if any(setting.features is earlier.features for earlier in settings[:place]):
+            continue  # the probe's embeddings are zero-shot's: the same numbers once
         text = sentences.null_sentence(f"{setting.name}'s inter/intra ratio", measured.ratio, null, measured.singletons)
         run.record_all(sentence_rows("distances", [text]))
         pairs += [
@@ -76,10 +78,10 @@ def write_distances(
                     "setting": setting.name,
                     "label_a": name,
                     "label_b": list(names),
-                    "distance": measured.between[place],
+                    "distance": measured.between[column],
                 }
             )
-            for place, name in enumerate(names)
+            for column, name in enumerate(names)
         ]
     path = run.path("distances.csv")
     pd.concat(pairs).dropna().to_csv(path, mode="a", header=not path.is_file(), index=False, float_format="%.6g")

@@ -1,0 +1,181 @@
+"""The whole study on small phantoms and random towers: what it leaves must be true, and the same from either layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import coverage_error, f1_score, label_ranking_average_precision_score
+
+from analysis import run_record
+from engine.errors import DataError, UsageError
+from engine.phantom_files import write_phantoms
+from engine.resources import resource
+from engine.sources import open_dataset
+from jobs import config as configs
+from jobs import study
+from tests import models
+
+SMALL = {"replicates": 100, "showcase.images": 1, "showcase.neighbours": 3, "finetune.epochs": 1}
+
+
+def run_study(
+    source: str, model: Path, out: Path, cache: Path, base: str | None = None, **overrides: object
+) -> study.Result:
+    values = {"data.source": source, "model": f"local-dir:{model}", "cache": str(cache), **SMALL, **overrides}
+    return study.run(configs.load_config(study.Config, base, options=values), out=out)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Result, Path, Path]:
+    folder = tmp_path_factory.mktemp("study")
+    model = models.open_clip_vit(folder / "model")
+    overrides = {"protocols": ["sound", "paper"], "heatmaps.per_label": 2, "heatmaps.panels": 2}
+    result = run_study("phantom:90?seed=3&enrich=0.1&size=96", model, folder / "run", folder / "cache", **overrides)
+    return result, model, folder
+
+
+def test_study__leaves_a_report_and_says_what_it_did(small_run) -> None:
+    result, _, _ = small_run
+    assert result.report.is_file()
+    assert result.failures == 0
+    record = run_record.read_run(result.folder)
+    assert record.protocols == ["sound", "paper"]
+    settings = record.rows("metric")["setting"].unique()
+    assert {"Zero-shot", "Linear probe", "Fine-tuning", "Prevalence ranking", "All positive"} <= set(settings)
+    counts = record.provenance["split"]["counts"]
+    assert sum(counts.values()) == record.provenance["dataset"]["n"] == 90
+    assert len(record.provenance["encoders"]) == 3
+    assert {"embed image and pixels", "fine-tuning (paper)", "heatmaps (sound)"} <= set(record.rows("cost")["step"])
+    assert len(record.heatmaps) == 4
+    assert record.retrieval
+
+
+def test_study__metrics_are_those_of_its_scores(small_run) -> None:
+    record = run_record.read_run(small_run[0].folder)
+    scores = record.scores
+    metrics = record.rows("metric")
+    for place, (setting, protocol) in enumerate(zip(scores.settings, scores.protocols, strict=True)):
+        rows = metrics[(metrics["setting"] == setting) & (metrics["protocol"] == protocol) & metrics["label"].isna()]
+        found = rows.set_index("metric")["value"]
+        truth, decided = scores.truth, scores.decisions[place]
+        assert found["f1_macro"] == pytest.approx(f1_score(truth, decided, average="macro", zero_division=0))
+        assert found["exact_match"] == pytest.approx((truth == decided).all(axis=1).mean())
+        values = scores.values[place].astype(np.float64)
+        assert found["lrap"] == pytest.approx(label_ranking_average_precision_score(truth, values), abs=1e-5)
+        assert found["coverage_error"] == pytest.approx(coverage_error(truth, values), abs=0.05)
+
+
+def test_study__reference_rows_stand_beside_the_published_protocol_only(small_run) -> None:
+    record = run_record.read_run(small_run[0].folder)
+    reference = record.rows("reference").set_index(["setting", "metric"])["value"]
+    assert reference["linear probe", "lrap"] == 0.741
+    assert "published: linear probe" in small_run[0].report.read_text()
+
+
+def test_study__published_heatmap_layer_is_empty_and_named(small_run) -> None:
+    findings = pd.read_csv(small_run[0].folder / "tables/findings-paper.csv")
+    maps = findings[~findings["baseline"]]
+    assert maps["empty"].all()
+    assert maps["note"].str.contains("empty").all()
+    sound = pd.read_csv(small_run[0].folder / "tables/findings-sound.csv")
+    assert not sound["empty"].all()
+
+
+def test_study__a_second_run_computes_no_embedding_again(small_run) -> None:
+    _, model, folder = small_run
+    again = run_study("phantom:90?seed=3&enrich=0.1&size=96", model, folder / "again", folder / "cache",
+                      **{"finetune.enabled": False, "heatmaps.enabled": False})  # fmt: skip
+    costs = run_record.read_run(again.folder).rows("cost").set_index("step")
+    assert costs.loc["embed image and pixels", "reused"] == 90
+    assert not costs.loc["embed image and pixels", "items"] > 0
+    first = run_record.read_run(small_run[0].folder).rows("metric")
+    second = run_record.read_run(again.folder).rows("metric")
+    key = ["setting", "metric", "label"]
+    both = first[first["protocol"] == "sound"].merge(second, on=key, suffixes=("", "_again"))
+    both = both[both["metric"] != "minutes"]
+    assert len(both) > 500
+    np.testing.assert_allclose(both["value"], both["value_again"])
+
+
+def test_study__every_finding_by_heads_that_never_saw_its_patient(tmp_path: Path) -> None:
+    model = models.cnn(tmp_path / "model")
+    overrides = {"heatmaps.folds": 2, "heatmaps.per_label": None, "finetune.trainable": "projection"}
+    result = run_study("phantom:36?seed=9&enrich=0.2&size=96", model, tmp_path / "run", tmp_path / "cache", **overrides)
+    findings = pd.read_csv(result.folder / "tables/findings-sound.csv")
+    annotated = open_dataset("phantom:36?seed=9&enrich=0.2&size=96").annotations.pairs
+    of_probe = findings[findings["setting"] == "Linear probe"]
+    assert sorted(zip(of_probe["id"], of_probe["label"], strict=True)) == sorted(
+        zip(annotated["sample_id"], annotated["label"], strict=True)
+    )
+
+
+def kaggle_copy(written: Path, folder: Path) -> Path:
+    """Lay out what `write_phantoms` wrote as the Kaggle copy does."""
+    dataset = open_dataset(f"iu-xray:{written}")
+    images = folder / "images/images_normalized"
+    images.mkdir(parents=True)
+    projections, reports = [], {}
+    for row in dataset.samples.itertuples():
+        uid, name = row.group.removeprefix("CXR"), f"{row.id.removeprefix('CXR')}.dcm.png"
+        (source,) = written.rglob(f"{row.id}.png")
+        shutil.copy(source, images / name)
+        projections.append({"uid": uid, "filename": name, "projection": "Frontal"})
+        reports[uid] = {"uid": uid, "MeSH": "normal", "findings": row.text, "impression": ""}
+    pd.DataFrame(projections).to_csv(folder / "indiana_projections.csv", index=False)
+    pd.DataFrame(list(reports.values())).to_csv(folder / "indiana_reports.csv", index=False)
+    return folder
+
+
+def test_study__biomedclip_config_runs_unchanged_on_both_layouts(tmp_path: Path) -> None:
+    official = tmp_path / "official"
+    # Not the first report: Open-i calls its images CXR1_1_..., which Kaggle's names do not tell.
+    phantoms = open_dataset("phantom:62?seed=4&enrich=0.1&size=64")
+    write_phantoms(phantoms.take(phantoms.groups != phantoms.groups[0]), official)
+    kaggle = kaggle_copy(official, tmp_path / "kaggle")
+    model = models.biomedclip_like(tmp_path / "model")
+    base = str(resource("configs/iu_xray_biomedclip.yaml"))
+    tables = []
+    for root in (official, kaggle):
+        options = {"view": "frontal", "labels": str(official / "labels.csv")}
+        overrides = {
+            "data.root": str(root),
+            "data.options": options,
+            "finetune.enabled": False,
+            "heatmaps.enabled": False,
+        }
+        result = run_study("iu-xray:.", model, tmp_path / f"run-{root.name}", tmp_path / "cache", base, **overrides)
+        record = run_record.read_run(result.folder)
+        assert record.provenance["split"]["how"] == "study"
+        rows = record.rows("metric")
+        tables.append(rows[rows["metric"] != "minutes"].set_index(["protocol", "setting", "metric", "label"])["value"])
+    pd.testing.assert_series_equal(tables[0].sort_index(), tables[1].sort_index(), rtol=1e-9)
+
+
+def test_study__lists_unreadable_images_and_goes_on(tmp_path: Path) -> None:
+    written = tmp_path / "data"
+    write_phantoms(open_dataset("phantom:40?seed=5&enrich=0.1&size=64"), written)
+    broken = min((written / "images").glob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:200])
+    model = models.open_clip_vit(tmp_path / "model")
+    result = run_study(f"iu-xray:{written}", model, tmp_path / "run", tmp_path / "cache",
+                       **{"finetune.enabled": False, "heatmaps.enabled": False, "split.how": "grouped"})  # fmt: skip
+    assert result.failures >= 1
+    failures = pd.read_csv(result.folder / "failures.csv")
+    assert broken.stem in " ".join(failures["id"])
+    assert json.loads((result.folder / "provenance.json").read_text())["dataset"]["n"] == 39
+    assert "Samples that failed" in result.report.read_text()
+
+
+def test_study__relative_source_without_root_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--set data\.root=FOLDER"):
+        run_study("table:manifest.csv", tmp_path, tmp_path / "run", tmp_path / "cache")
+
+
+def test_study__split_without_test_samples_is_refused(tmp_path: Path) -> None:
+    model = models.open_clip_vit(tmp_path / "model")
+    with pytest.raises(DataError, match="no samples in"):
+        run_study("phantom:30?seed=1", model, tmp_path / "run", tmp_path / "cache",
+                  **{"split.how": "grouped", "split.fractions": [0.8, 0.2, 0.0]})  # fmt: skip
