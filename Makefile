@@ -24,6 +24,7 @@ $(STAMP): setup.cfg pyproject.toml
 		|| { echo 'fluoroscope needs Python 3.11 or newer; name one with: make PYTHON=python3.12'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { rm -rf $(VENV); echo 'no venv module; on Debian: apt-get install python3-venv'; exit 1; }
+	@echo 'installing into $(VENV): some minutes and 6 GB, most of it torch'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	@touch $(STAMP)
 
