@@ -131,7 +131,7 @@ class FinetuneConfig:
 
 
 def study_recipe(seed: int = 0) -> FinetuneConfig:
-    """Return the study's own fine-tuning (see the module's text); the head's bias, not recorded, starts at zero."""
+    """Return the study's own fine-tuning (see the module's text)."""
     return FinetuneConfig(
         trainable="all",
         objective="bce",
@@ -228,7 +228,7 @@ def finetune(
     label_names : tuple of str, length L
     head : LinearHead, optional
         Where the head starts: a fitted probe (probe first, then fine-tune: Kumar et al., ICLR 2022) or
-        `head_from_text`. By default Xavier-uniform with a bias of zero.
+        `head_from_text`. By default Xavier-uniform with the bias as ``nn.Linear`` has it.
     progress : callable, optional
         ``progress(name, done, total)``.
 

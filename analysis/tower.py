@@ -38,7 +38,7 @@ class TowerWithHead(nn.Module):
     labels : int
         L, outputs of the head.
     head : LinearHead, optional
-        Where the head starts; by default Xavier-uniform with a bias of zero.
+        Where the head starts; by default Xavier-uniform with the bias as ``nn.Linear`` has it.
     normalize : bool
         Whether embeddings are scaled to length one before the head.
 
@@ -182,7 +182,6 @@ def _linear(dimensions: int, labels: int, head: LinearHead | None) -> nn.Linear:
     with torch.no_grad():
         if head is None:
             nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
             return linear
         if head.weight.shape != (labels, dimensions):
             raise UsageError(

@@ -66,7 +66,6 @@ def test_study_recipe_equals_its_loop_written_by_hand(folder: Path) -> None:
     torch.manual_seed(3)
     head = nn.Linear(32, 2)
     nn.init.xavier_uniform_(head.weight)
-    nn.init.zeros_(head.bias)
     order = np.random.Generator(np.random.PCG64(3))
     images = encoder.preprocess.normalise(pixels)
     labels = torch.from_numpy(y).float()
