@@ -71,13 +71,18 @@ def f1_optimal(val_y: np.ndarray, val_scores: np.ndarray, fallback: float | np.n
     Returns
     -------
     ndarray of float64, (L,)
-        The highest of the thresholds that share the best F1 (of those, the one that says least).
+        The highest of the thresholds that share the best F1 (of those, the one that says least). A label whose scores
+        are all equal is never said: F1 would choose to say it of everyone, which is how the rule serves any classifier
+        that knows nothing (Lipton, Elkan, Naryanaswamy, ECML 2014).
     """
     truth = check_truth(val_y)
     values = check_scores(truth, val_scores)
     result = np.broadcast_to(np.asarray(fallback, dtype=np.float64), truth.shape[1:]).copy()
     for label in range(truth.shape[1]):
         positives = int(truth[:, label].sum())
+        if np.ptp(values[:, label]) == 0:
+            result[label] = np.inf
+            continue
         if not positives:
             continue
         candidates = candidate_thresholds(values[:, label])

@@ -36,6 +36,14 @@ def test_f1_optimal__label_without_positives_takes_the_fallback():
     assert np.isfinite(thresholds.choose("f1", y, scores, prevalence=np.full(6, 0.2))[2])
 
 
+def test_f1_optimal__never_says_a_label_whose_scores_know_nothing():
+    truth = np.array([[1, 1], [0, 0], [0, 1]])
+    scores = np.array([[0.1, 0.9], [0.1, 0.2], [0.1, 0.8]])
+    said = thresholds.decide(scores, thresholds.f1_optimal(truth, scores))
+    assert not said[:, 0].any()
+    assert (said[:, 1] == truth[:, 1]).all()
+
+
 def test_candidates__tell_neighbouring_floats_apart():
     scores = np.array([1.0, np.nextafter(1.0, 2.0), 3.0])
     cuts = thresholds.candidate_thresholds(scores)
