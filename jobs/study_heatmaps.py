@@ -127,7 +127,7 @@ def score(
     split = dataset.samples["split"].to_numpy()
     everything = np.arange(len(dataset))
     if section.folds:
-        fold_of = group_folds(dataset.groups, section.folds, section.seed)
+        fold_of = group_folds(dataset.groups, section.folds, section.seed, dataset.labels)
         rounds = [(np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)) for fold in range(section.folds)]
     else:
         rounds = [(np.flatnonzero(split == "test"), np.flatnonzero(split == "train"))]
