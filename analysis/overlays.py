@@ -23,10 +23,12 @@ from engine.errors import DataError
 TRUTH = (64, 224, 255)
 """Colour of boxes, outlines and their labels: far from every colour of the heat scale."""
 
-INK, FAINT_INK, PAPER, RULE = (24, 28, 33), (104, 112, 121), (255, 255, 255), (222, 226, 230)
+HALO = (8, 12, 16)
+INK, FAINT_INK, PAPER = (24, 28, 33), (104, 112, 121), (255, 255, 255)
 
-# Inferno starts black, which over a dark radiograph is no colour at all; its lowest part is left out.
-_SCALE_START = 0.28
+# Inferno starts black, which over a dark radiograph is no colour at all, and ends near white, which over bright tissue
+# is none either; both ends are left out.
+_SCALE_START, _SCALE_END = 0.28, 0.95
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def overlay(
         picture = np.repeat(picture[:, :, None], 3, axis=2)
     if heat is not None:
         picture = _blend(picture, _resized(heat, height, width), opacity)
-    line = max(1.6, side / 240)
+    line = max(1.2, side / 240)
     if mask is not None:
         _draw_outline(picture, mask, line)
     for box in boxes:
@@ -218,7 +220,7 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 @lru_cache(maxsize=1)
 def heat_colours() -> np.ndarray:
     """Return the heat scale from nothing to the maximum, (256, 3) uint8."""
-    scale = matplotlib.colormaps["inferno"](np.linspace(_SCALE_START, 1.0, 256))[:, :3]
+    scale = matplotlib.colormaps["inferno"](np.linspace(_SCALE_START, _SCALE_END, 256))[:, :3]
     return np.round(scale * 255).astype(np.uint8)
 
 
@@ -256,19 +258,34 @@ def _blend(picture: np.ndarray, heat: np.ndarray, opacity: float) -> np.ndarray:
 
 
 _FRACTION_BITS = 4
+_FINER = 2
+"""Lines are drawn this many times larger and scaled down, since OpenCV knows whole widths only."""
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
-    """Return points in OpenCV's fixed-point form, so that lines lie on fractions of a pixel."""
-    return np.round((points - 0.5) * 2**_FRACTION_BITS).astype(np.int32)
+    """Return points in the finer picture's fixed-point form, so that lines lie on fractions of a pixel."""
+    return np.round((points * _FINER - 0.5) * 2**_FRACTION_BITS).astype(np.int32)
+
+
+def _blank(picture: np.ndarray) -> np.ndarray:
+    """Return an empty mask to draw lines in, larger than the picture."""
+    return np.zeros((picture.shape[0] * _FINER, picture.shape[1] * _FINER), dtype=np.uint8)
+
+
+def _paint(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Lay a colour over the picture where a larger mask says 255."""
+    size = (picture.shape[1], picture.shape[0])
+    cover = cv2.resize(mask, size, interpolation=cv2.INTER_AREA).astype(np.float32)[:, :, None] / 255
+    picture[:] = np.round(picture * (1 - cover) + np.array(colour, dtype=np.float32) * cover)
 
 
 def _draw_lines(picture: np.ndarray, curves: Sequence[np.ndarray], line: float) -> None:
     """Draw closed curves in the truth's colour on a dark halo, which keeps them legible on any ground."""
     fixed = [_fixed(curve) for curve in curves]
-    halo, core = round(line + 2), round(line)
-    for colour, thickness in (((8, 12, 16), halo), (TRUTH, core)):
-        cv2.polylines(picture, fixed, True, colour, thickness, cv2.LINE_AA, _FRACTION_BITS)
+    for colour, thickness in ((HALO, line + 1.6), (TRUTH, line)):
+        mask = _blank(picture)
+        cv2.polylines(mask, fixed, True, 255, max(1, round(thickness * _FINER)), cv2.LINE_AA, _FRACTION_BITS)
+        _paint(picture, mask, colour)
 
 
 def _draw_box(picture: np.ndarray, box: Box, scale: float, line: float) -> None:
@@ -300,9 +317,12 @@ def _draw_peak(picture: np.ndarray, heat: np.ndarray, scale: float, line: float)
         return
     rows, columns = np.nonzero(np.where(visible, heat, -np.inf) == values.max())
     centre = _fixed(np.array([(columns.mean() + 0.5) * scale, (rows.mean() + 0.5) * scale]))
-    radius = round(max(3.0, 2.6 * line) * 2**_FRACTION_BITS)
-    for colour, thickness in (((8, 12, 16), max(2, round(line + 1.4))), ((255, 255, 255), max(1, round(line * 0.8)))):
-        cv2.circle(picture, tuple(centre.tolist()), radius, colour, thickness, cv2.LINE_AA, _FRACTION_BITS)
+    at = (int(centre[0]), int(centre[1]))
+    radius = round(2.8 * line * _FINER * 2**_FRACTION_BITS)
+    for colour, thickness in ((HALO, line + 1.4), ((255, 255, 255), line)):
+        mask = _blank(picture)
+        cv2.circle(mask, at, radius, 255, max(1, round(thickness * _FINER)), cv2.LINE_AA, _FRACTION_BITS)
+        _paint(picture, mask, colour)
 
 
 def _draw_labels(canvas: Image.Image, boxes: Sequence[Box], scale: float) -> None:
@@ -376,7 +396,7 @@ def _draw_key(
         left += wide + space
         write("the map's maximum (ring)")
     if truth:
-        draw.rectangle((left, top + 1, left + round(18 * unit), top + high - 1), outline=(8, 12, 16), width=4)
+        draw.rectangle((left, top + 1, left + round(18 * unit), top + high - 1), outline=HALO, width=4)
         draw.rectangle((left + 1, top + 2, left + round(18 * unit) - 1, top + high - 2), outline=TRUTH, width=2)
         left += round(18 * unit) + space
         write("annotated")

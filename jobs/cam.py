@@ -117,6 +117,7 @@ def run(
         )
         layer = config.layer if config.layer is not None else "paper" if config.protocol == "paper" else "default"
         explainers = [cam.Explainer(setting.encoder, layer, config.method) for setting in settings]
+        usual = UsualPlaces(dataset, config.seed)
         rows: list[dict[str, Any]] = []
         sheets: list[Path] = []
         with record.step("heatmaps") as step, progress.step("heatmaps", len(wanted), "findings") as shown:
@@ -129,7 +130,7 @@ def run(
                     continue
                 finding = _Finding(dataset, position, label, image)
                 drawn = [_explain(finding, *each) for each in zip(settings, explainers, strict=True)]
-                scored = finding.scored(drawn, config)
+                scored = finding.scored(drawn, usual, config.tolerance)
                 sheets.append(finding.draw(drawn, scored, config, record))
                 rows += scored
                 shown.advance()
@@ -204,11 +205,11 @@ class _Finding:
     def region(self) -> np.ndarray:
         return self.dataset.annotations.region(self.sample, self.label, self.image.height, self.image.width)
 
-    def scored(self, drawn: Sequence[_Drawn], config: Config) -> list[dict[str, Any]]:
+    def scored(self, drawn: Sequence[_Drawn], usual: UsualPlaces, tolerance: float | None) -> list[dict[str, Any]]:
         """Return one row a map, with scores and null maps beside them where the label is annotated."""
         rows: list[dict[str, Any]] = []
         region = self.region() if self.annotated else None
-        maps = [*drawn, *(self._nulls(drawn[0].heat, config.seed) if region is not None else [])]
+        maps = [*drawn, *(self._nulls(drawn[0].heat, usual) if region is not None else [])]
         for each in maps:
             row = {
                 "id": self.sample,
@@ -222,7 +223,7 @@ class _Finding:
                 "note": each.note,
             }
             if region is not None:
-                row |= localization.score_heatmap(each.heat, region, config.tolerance).as_dict()
+                row |= localization.score_heatmap(each.heat, region, tolerance).as_dict()
             rows.append(row)
         return rows
 
@@ -258,31 +259,15 @@ class _Finding:
         boxes = self.dataset.annotations.boxes_of(self.sample, self.label)
         return [overlays.Box(*map(float, box), self.label.replace("_", " ")) for box in boxes]  # type: ignore[arg-type, call-arg]
 
-    def _nulls(self, heat: np.ndarray, seed: int) -> list[_Drawn]:
+    def _nulls(self, heat: np.ndarray, usual: UsualPlaces) -> list[_Drawn]:
         height, width = heat.shape
         found = [(CENTRE, localization.centre_prior(height, width))]
-        prior = self._location_prior(seed)
+        prior = usual.prior(self.label, self.dataset.groups[self.position])
         if prior is not None:
             found.append((LOCATION, localization.place_prior(prior, height, width)))
         return [
             _Drawn(name, localization.in_view_of(null, heat), "", None, "", baseline=True) for name, null in found
         ]
-
-    def _location_prior(self, seed: int) -> np.ndarray | None:
-        """Return where the label usually lies, by annotated samples of other groups; None where there are none."""
-        dataset = self.dataset
-        position_of = {sample: place for place, sample in enumerate(dataset.ids)}
-        group = dataset.groups[self.position]
-        others = [
-            position_of[sample]
-            for sample in dataset.annotations.sample_ids(self.label)
-            if sample in position_of and dataset.groups[position_of[sample]] != group
-        ]
-        if len(others) > PRIOR_SAMPLES:
-            rng = np.random.Generator(np.random.PCG64(seed))
-            others = [others[place] for place in np.sort(rng.permutation(len(others))[:PRIOR_SAMPLES])]
-        regions = [region for place in others if (region := _region_of(dataset, place, self.label)) is not None]
-        return localization.location_prior(regions) if regions else None
 
     def _subtitle(self, drawn: Sequence[_Drawn], scored: Sequence[dict[str, Any]], config: Config) -> str:
         positive = self.dataset.labels[self.position, self.dataset.label_position(self.label)]
@@ -305,6 +290,33 @@ def _region_of(dataset: Dataset, position: int, label: str) -> np.ndarray | None
     except ImageError:
         return None
     return dataset.annotations.region(sample, label, image.height, image.width)
+
+
+class UsualPlaces:
+    """Where labels lie in annotated samples, read once a label, to be asked without the group that is explained."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def prior(self, label: str, group: str) -> np.ndarray | None:
+        """Return the label's location prior by the samples of other groups; None where there are none."""
+        if label not in self._known:
+            self._known[label] = self._read(label)
+        regions, groups = self._known[label]
+        others = regions[groups != group]
+        return others.mean(axis=0) if len(others) else None
+
+    def _read(self, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the priors of single samples, (k, grid, grid), and their groups, (k,)."""
+        position_of = {sample: place for place, sample in enumerate(self.dataset.ids)}
+        there = [position_of[each] for each in self.dataset.annotations.sample_ids(label) if each in position_of]
+        if len(there) > PRIOR_SAMPLES:
+            rng = np.random.Generator(np.random.PCG64(self.seed))
+            there = [there[place] for place in np.sort(rng.permutation(len(there))[:PRIOR_SAMPLES])]
+        found = [(place, region) for place in there if (region := _region_of(self.dataset, place, label)) is not None]
+        regions = np.array([localization.location_prior([region]) for _, region in found])
+        return regions, self.dataset.groups[np.array([place for place, _ in found], dtype=np.int64)]
 
 
 def _explain(finding: _Finding, setting: Explained, explainer: cam.Explainer) -> _Drawn:
