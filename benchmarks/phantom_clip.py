@@ -18,17 +18,17 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from analysis.metrics import auroc
-from analysis.probe import fit_probe
-from analysis.zeroshot import zero_shot_scores
-from engine.encoder import Encoder, load_encoder
 from engine.labels import STUDY_LABELS
 from engine.phantom import GENERATOR_VERSION, draw_phantom
 from engine.pixels import Preprocess
+
+if TYPE_CHECKING:
+    from engine.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "phantom_clip.json"
@@ -45,18 +45,15 @@ def draw_part(seed: int, first: int, count: int, preprocess: Preprocess) -> tupl
     return pixels, np.stack([phantom.labels for phantom in drawn])
 
 
-def embed(encoder: Encoder, seed: int, count: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
+def embed(encoder: Encoder, pool: ProcessPoolExecutor, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings (count, d) float32, un-normalised, and labels (count, 14)."""
     firsts = range(0, count, PART)
     rows, labels = [], []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = [
-            pool.submit(draw_part, seed, first, min(PART, count - first), encoder.preprocess) for first in firsts
-        ]
-        for part in waiting:
-            pixels, truth = part.result()
-            rows.append(encoder.encode_pixels(pixels).cpu().numpy())
-            labels.append(truth)
+    waiting = [pool.submit(draw_part, seed, first, min(PART, count - first), encoder.preprocess) for first in firsts]
+    for part in waiting:
+        pixels, truth = part.result()
+        rows.append(encoder.encode_pixels(pixels).cpu().numpy())
+        labels.append(truth)
     return np.concatenate(rows), np.concatenate(labels)
 
 
@@ -96,11 +93,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args()
+    # Imported here: drawing processes import this file too, and need none of it.
+    from analysis.metrics import auroc
+    from analysis.probe import fit_probe
+    from analysis.zeroshot import zero_shot_scores
+    from engine.encoder import load_encoder
+
     began = time.perf_counter()
     encoder = load_encoder(chosen.model, device="cpu")
-    test_x, test_y = embed(encoder, TEST_SEED, chosen.test, chosen.workers)
-    probe_x, probe_y = embed(encoder, PROBE_SEED, chosen.probe, chosen.workers)
-    tuning_x, tuning_y = embed(encoder, TUNING_SEED, chosen.tuning, chosen.workers)
+    with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
+        test_x, test_y = embed(encoder, pool, TEST_SEED, chosen.test)
+        probe_x, probe_y = embed(encoder, pool, PROBE_SEED, chosen.probe)
+        tuning_x, tuning_y = embed(encoder, pool, TUNING_SEED, chosen.tuning)
     bare = auroc(test_y, zero_shot_scores(test_x, names(encoder, ("{}",)), normalize=True))
     prompts = auroc(test_y, zero_shot_scores(test_x, names(encoder, TEMPLATES), normalize=True))
     raw_text = encoder.encode_text([label.lower() for label in STUDY_LABELS]).cpu().numpy()

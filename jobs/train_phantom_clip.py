@@ -59,7 +59,7 @@ class TextOptions(JobConfig):
 class ObjectiveOptions(JobConfig):
     """The objective and the optimiser, see `analysis.contrastive.ContrastiveConfig`."""
 
-    steps: int = Field(default=4400, ge=1, description="optimiser steps")
+    steps: int = Field(default=4266, ge=1, description="optimiser steps")
     batch_size: int = Field(default=16, ge=2, description="images a batch")
     parallel: int = Field(default=2, ge=1, description="batches a step, side by side in threads")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak rate")
