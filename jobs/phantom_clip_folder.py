@@ -122,7 +122,10 @@ def write_model_config(folder: Path, *, embed_dim: int, vision: dict[str, Any], 
         "resize_mode": "shortest",
     }
     model = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
-    _write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": preprocess})
+    _write_json(
+        folder / "open_clip_config.json",
+        {"name": "phantom-clip", "model_cfg": model, "preprocess_cfg": preprocess},
+    )
 
 
 def build_model(folder: Path) -> Any:
