@@ -212,6 +212,7 @@ def finetune(
     label_names: tuple[str, ...] = (),
     head: LinearHead | None = None,
     progress: training_inputs.Progress | None = None,
+    kept: training_inputs.KeptResults | None = None,
 ) -> FinetuneResult:
     """Train a copy of the image tower and a linear head.
 
@@ -231,6 +232,9 @@ def finetune(
         `head_from_text`. By default Xavier-uniform with the bias as ``nn.Linear`` has it.
     progress : callable, optional
         ``progress(name, done, total)``.
+    kept : KeptResults, optional
+        What the frozen part gave in earlier trainings on the same pixels, encoder, `trainable` and precision (folds);
+        it is used and added to.
 
     Raises
     ------
@@ -251,7 +255,7 @@ def finetune(
     devices = [encoder.device] if encoder.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(config.seed)
-        training = _Training(encoder, pixels, truth, train, val, config, tuple(names), head, progress)
+        training = _Training(encoder, pixels, truth, train, val, config, tuple(names), head, progress, kept)
         return training.run()
 
 
@@ -299,10 +303,11 @@ class _Training:
         label_names: tuple[str, ...],
         head: LinearHead | None,
         progress: training_inputs.Progress | None,
+        kept: training_inputs.KeptResults | None,
     ) -> None:
         self.started = time.perf_counter()
         self.encoder, self.pixels, self.truth, self.train, self.val = encoder, pixels, truth, train, val
-        self.config, self.label_names, self.progress = config, label_names, progress
+        self.config, self.label_names, self.progress, self.kept = config, label_names, progress, kept
         self.device = encoder.device
         self.normalize = head.normalised if head is not None else config.normalize
         self.start = head
@@ -407,7 +412,7 @@ class _Training:
     def _inputs(self, rows: np.ndarray, augmented: training_inputs.Augment | None) -> training_inputs.Inputs:
         size, limit = self.config.batch_size, self.config.token_memory
         return training_inputs.of_rows(
-            self.pixels, rows, self.model, self.device, size, limit, augmented, self.progress
+            self.pixels, rows, self.model, self.device, size, limit, augmented, self.progress, self.kept
         )
 
     def _augmented(self, pixels: torch.Tensor) -> torch.Tensor:

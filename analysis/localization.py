@@ -236,9 +236,7 @@ def location_prior(
     return (total / count).astype(np.float32)
 
 
-def place_prior(
-    prior: np.ndarray, height: int, width: int, frame: Sequence[float] | None = None
-) -> np.ndarray:
+def place_prior(prior: np.ndarray, height: int, width: int, frame: Sequence[float] | None = None) -> np.ndarray:
     """Lay a `location_prior` on an image of (height, width) pixels, in its frame (x, y, width, height), zero outside.
 
     Returns

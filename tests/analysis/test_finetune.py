@@ -408,3 +408,15 @@ def test_wrong_requests_are_named(folder: Path) -> None:
     for wrong in wrongs:
         with pytest.raises(UsageError):
             tuning.FinetuneConfig(**wrong)
+
+
+def test_kept_results_of_one_training_serve_the_next(folder: Path) -> None:
+    encoder = tiny_encoder("open_clip_token_vit", folder)
+    pixels, y = a_task(encoder, 24)
+    config = tuning.FinetuneConfig(trainable=1, epochs=1, batch_size=8)
+    kept = training_inputs.KeptResults()
+    tuning.finetune(encoder, pixels, y, np.arange(12), np.arange(12, 16), config, kept=kept)
+    assert kept.lacking(np.arange(24)).tolist() == list(range(16, 24))
+    with_kept = tuning.finetune(encoder, pixels, y, np.arange(4, 20), np.arange(20, 24), config, kept=kept)
+    without = tuning.finetune(encoder, pixels, y, np.arange(4, 20), np.arange(20, 24), config)
+    np.testing.assert_allclose(with_kept.head.weight, without.head.weight, atol=1e-5)
