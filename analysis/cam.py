@@ -23,7 +23,8 @@ layer and combines activations and gradients; what it leaves to its user is sett
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -223,8 +224,7 @@ class Explainer:
         cut = _GraphCut(self.layer)
         cam = METHODS[self.method](self.tower, [self.layer], reshape_transform=self._spatial)
         try:
-            device_type = next(self.tower.parameters()).device.type
-            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+            with torch.inference_mode(False), torch.enable_grad(), _float32(cam.device):
                 inputs = self.encoder.preprocess.normalise(torch.from_numpy(pixels.copy())[None])
                 inputs = inputs.to(cam.device, torch.float32)
                 embedding = cam.activations_and_grads(inputs)
@@ -328,6 +328,17 @@ class _GraphCut:
 
     def release(self) -> None:
         self._handle.remove()
+
+
+@contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """Keep a caller's autocast and cuDNN's TF32 out."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type == "cuda":
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        else:
+            yield
 
 
 def _weights(values: np.ndarray, embedding: torch.Tensor) -> torch.Tensor:

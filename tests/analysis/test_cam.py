@@ -329,3 +329,11 @@ def test_values_changed_in_place_behind_the_layer_are_not_what_is_weighted() -> 
     weight = 1 / 16 / 16  # mean over 16 patches, of which one is not cut off by the activation
     np.testing.assert_allclose(found.raw[0, 0], 0.5 * weight, rtol=1e-5)
     np.testing.assert_allclose(found.raw[1:, 1:], -0.5 * weight, rtol=1e-5)
+
+
+def test_callers_autocast_does_not_reach_the_map(folder: Path) -> None:
+    encoder = tiny_encoder("timm_token_vit", folder)
+    pixels, target = some_pixels(encoder), cam.TextTarget(a_vector(1))
+    expected = cam.heatmap(encoder, pixels, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(cam.heatmap(encoder, pixels, target).raw, expected.raw)
