@@ -266,7 +266,8 @@ def _settings(
             progress,
             kept,
         )
-        step.items = len(material.rows("train")) * len(tuned.details["history"])
+        step.items = len(material.rows("train")) * sum(row["epoch"] > 0 for row in tuned.details["history"])
+    record.record("sentence", section="classification", text=tuned.details["said"])
     known = [*record.provenance["encoders"]]
     record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])
     return [zero_shot, probe, tuned]

@@ -303,8 +303,18 @@ def tuned_tower(
     )
     head = dataclasses.replace(result.head, encoder_id=child.id, provenance={"card": card})
     head.save(folder / "head.npz")
-    details = {"history": result.history.to_dict("records"), "images_per_second": result.images_per_second}
+    details = {"history": result.history.to_dict("records"), "said": kept_epoch(result, start_head is not None)}
     return Explained(FINE_TUNING, protocol, child, names, head=head), details
+
+
+def kept_epoch(result: finetune.FinetuneResult, from_probe: bool) -> str:
+    """Return in a sentence what was free and which epoch was kept."""
+    free = f"Fine-tuning freed {result.trained_weights:,} of the image tower's {result.all_weights:,} weights"
+    monitor = {"bce": "BCE", "map": "mAP", "auroc_macro": "macro-AUROC"}[result.config.monitor]
+    if result.best_epoch == 0:
+        start = "the probe's head on the parent's tower" if from_probe else "its random head on the parent's tower"
+        return f"{free}; no epoch improved the validation {monitor} of its start, {start}, so the start is scored."
+    return f"{free} and kept epoch {result.best_epoch} of {int(result.history['epoch'].max())} by validation {monitor}."
 
 
 def card_text(name: str, card: dict[str, Any]) -> str:
