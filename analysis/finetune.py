@@ -303,7 +303,7 @@ class _Training:
         label_names: tuple[str, ...],
         head: LinearHead | None,
         progress: training_inputs.Progress | None,
-        kept: training_inputs.KeptResults | None,
+        kept: training_inputs.KeptResults | None = None,
     ) -> None:
         self.started = time.perf_counter()
         self.encoder, self.pixels, self.truth, self.train, self.val = encoder, pixels, truth, train, val
