@@ -26,6 +26,7 @@ from engine.phantom import GENERATOR_VERSION, draw_phantom
 RESULTS = Path(__file__).parent / "results" / "phantoms.json"
 TRAIN_SEED, TEST_SEED = 101, 202
 INPUT = 128
+BATCH = 32
 
 
 def draw_many(seed: int, count: int, enrich: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -96,14 +97,14 @@ def cnn_scores(train: np.ndarray, y: np.ndarray, test: np.ndarray, epochs: int, 
     torch.manual_seed(seed)
     generator = np.random.Generator(np.random.PCG64(seed))
     model = SmallCnn().to(memory_format=torch.channels_last)
-    steps = epochs * (len(train) // 64)
+    steps = epochs * (len(train) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     images, targets = torch.from_numpy(train)[:, None], torch.from_numpy(y).float()
     for epoch in range(epochs):
         order = generator.permutation(len(train))
-        for first in range(0, len(train) // 64 * 64, 64):
-            rows = torch.from_numpy(order[first : first + 64])
+        for first in range(0, len(train) // BATCH * BATCH, BATCH):
+            rows = torch.from_numpy(order[first : first + BATCH])
             loss = nn.functional.binary_cross_entropy_with_logits(model(images[rows].float() / 128 - 1), targets[rows])
             optimizer.zero_grad()
             loss.backward()

@@ -114,8 +114,7 @@ def test_only_the_free_part_changes(kind: str, trainable: Any, folder: Path) -> 
     changed = {name for name in before if not torch.equal(before[name], found.state[name])}
     names = [name for name, _ in encoder.model.visual.named_parameters()]
     block_names = [
-        {f"{path}.{name}" for name, _ in block.named_parameters()}
-        for path, block in _blocks_by_name(encoder)
+        {f"{path}.{name}" for name, _ in block.named_parameters()} for path, block in _blocks_by_name(encoder)
     ]
     if trainable == "all":
         assert changed >= set(names) - {name for name in names if "relative" in name}
@@ -338,7 +337,16 @@ def test_class_weights_are_negatives_over_positives(folder: Path) -> None:
     y[11, 2] = 1
     config = _with(SHORT, objective="weighted_bce", largest_weight=5.0, epochs=1, batch_size=8, trainable=1)
     training = tuning._Training(
-        encoder, pixels, metrics.check_truth(y), np.arange(8), np.arange(8, 12), config, ("a", "b", "c"), None, None
+        encoder,
+        pixels,
+        metrics.check_truth(y),
+        np.arange(8),
+        np.arange(8, 12),
+        config,
+        ("a", "b", "c"),
+        None,
+        None,
+        None,
     )
     np.testing.assert_allclose(training.loss.pos_weight, [3.0, 1.0, 5.0])
 
