@@ -56,8 +56,9 @@ class Config(configs.ModelOptions, configs.CacheOptions):
     showcase: study_showcase.ShowcaseSection = Field(default_factory=study_showcase.ShowcaseSection)
     replicates: int = Field(1000, ge=100, description="bootstrap replicates, resampling patients")
     seed: int = 0
-    batch_size: int | None = None
-    workers: int | None = None
+    batch_size: int | None = Field(None, ge=1, description="images a batch; by device unless given")
+    workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores unless given")
+    max_pixels: int | None = Field(None, ge=1, description="refuse larger images (decompression bombs)")
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,23 @@ def _embed(
     texts = bool((dataset.samples["text"] != "").any())
     for what in [("image", "pixels"), ("text",)] if texts else [("image", "pixels")]:
         with record.step(f"embed {' and '.join(what)}") as step:
-            done = cache.embed(
-                dataset, encoder, what, batch_size=config.batch_size, workers=config.workers, progress=progress
-            )
+            done = cache.embed(dataset, encoder, what, **_plan(config), progress=progress)
             step.items = done.computed.get(what[0], 0)
             step.reused = done.reused.get(what[0], 0)
             step.bytes = done.bytes
             record.fail(done.failures)
+            if "image" in what and not step.items and not step.reused:
+                place = record.folder / "failures.csv"
+                raise DataError(f"no image of {dataset.schema!r} could be embedded; {place} has the reason of each")
     features = cache.features(dataset, encoder, "image")
-    if not len(features.rows):
-        raise DataError(f"no image of {dataset.schema!r} could be embedded; see {record.folder / 'failures.csv'}")
     kept = dataset.take(features.rows)
     return study_settings.Material(kept, encoder, features.values, features.keys, cache)
+
+
+def _plan(config: Config) -> dict[str, Any]:
+    """Return how embedding is to be done, for `Cache.embed`."""
+    limits = {"max_pixels": config.max_pixels} if config.max_pixels else None
+    return {"batch_size": config.batch_size, "workers": config.workers, "limits": limits}
 
 
 def _describe(material: study_settings.Material, config: Config, record: runs.Run) -> None:
@@ -246,9 +252,7 @@ def _settings(
         return [zero_shot, probe]
 
     def embed(child: encoders.Encoder) -> np.ndarray:
-        done = material.cache.embed(
-            material.dataset, child, ("image",), batch_size=config.batch_size, progress=progress
-        )
+        done = material.cache.embed(material.dataset, child, ("image",), **_plan(config), progress=progress)
         if len(done.failures):
             record.fail(done.failures)
             raise DataError(f"{len(done.failures)} images failed under the fine-tuned encoder; see failures.csv")

@@ -169,6 +169,18 @@ def test_study__lists_unreadable_images_and_goes_on(tmp_path: Path) -> None:
     assert "Samples that failed" in result.report.read_text()
 
 
+def test_study__refuses_images_beyond_the_limit_of_pixels(tmp_path: Path) -> None:
+    written = tmp_path / "data"
+    write_phantoms(open_dataset("phantom:40?seed=5&enrich=0.1&size=64"), written)
+    model = models.open_clip_vit(tmp_path / "model")
+    with pytest.raises(DataError, match="no image of"):
+        run_study(f"iu-xray:{written}", model, tmp_path / "run", tmp_path / "cache",
+                  **{"split.how": "grouped", "max_pixels": 64 * 64 - 1})  # fmt: skip
+    failures = pd.read_csv(tmp_path / "run/failures.csv")
+    assert len(failures) >= 40
+    assert failures["reason"].str.contains("64 x 64 pixels exceeds the limit").all()
+
+
 def test_study__relative_source_without_root_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--set data\.root=FOLDER"):
         run_study("table:manifest.csv", tmp_path, tmp_path / "run", tmp_path / "cache")
