@@ -92,9 +92,10 @@ class Progress:
         """Say one line between the steps."""
 
     def __call__(self, name: str, done: int, total: int | None = None) -> None:
-        """Report absolute figures by name: the form that the engine calls. The step ends when done reaches total."""
+        """Report absolute figures by name, as the engine does; a step ends at its total, or when another begins."""
         step = self._named.get(name)
         if step is None:
+            self._end_named(failed=False)  # training that stops early never reaches its total
             step = self._named[name] = self.step(name, total)
             step.counted_from = done  # how long these took is not known
         step.update(done, total)
@@ -108,8 +109,11 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end_named(failed=kind is not None)
+
+    def _end_named(self, failed: bool) -> None:
         for step in self._named.values():
-            self._ended(step, failed=kind is not None)
+            self._ended(step, failed)
         self._named.clear()
 
     def _began(self, step: Step) -> None: ...

@@ -66,6 +66,13 @@ def test_the_engine_reports_absolute_figures_by_name(said):
     ]
 
 
+def test_work_that_stops_early_ends_when_other_work_begins(said):
+    with PlainProgress(Clock()) as progress:
+        progress("fine-tune", 60, 120)
+        progress("embed images", 1, 1)
+        assert said()[1].startswith("fine-tune: done")
+
+
 def test_live_display_shows_bar_rate_and_remark():
     from rich.console import Console
 
