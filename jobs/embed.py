@@ -178,7 +178,9 @@ def _plan(cache: Cache, config: Config, encoder: Encoder, schema: str) -> Plan:
 def unfinished_batch_size(runs: Path, encoder_id: str, schema: str, what: Sequence[str]) -> int | None:
     """Return the batch size of the latest run of the same work, if that run was not finished."""
     wanted = {"encoder": encoder_id, "dataset": schema, "what": list(what)}
-    for folder in sorted(runs.glob("*-embed-*"), reverse=True):
+    # By time and not by name: ids of one second do not sort by time.
+    plans = sorted(runs.glob(f"*-embed-*/{PLAN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for folder in (path.parent for path in plans):
         plan = _read(folder / PLAN_FILE)
         if {name: plan.get(name) for name in wanted} == wanted:
             return None if _read(folder / PROVENANCE_FILE).get("status") == "done" else plan.get("batch_size")
