@@ -251,12 +251,15 @@ def _write_missing(cache: Path, count: int, size: int) -> None:
     array.finish()
 
 
-def test_kill__at_random_moments_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("rounds", "rows", "least"), [(12, 500, 3), pytest.param(150, 6000, 80, marks=pytest.mark.slow)]
+)
+def test_kill__at_random_moments_ends_with_the_same_bytes(tmp_path, rounds, rows, least):
     rng = np.random.Generator(np.random.PCG64(5))
-    _write_missing(tmp_path / "calm", 500, 5)
+    _write_missing(tmp_path / "calm", rows, 5)
     killed = 0
-    for _ in range(12):
-        writer = FORK.Process(target=_write_missing, args=(tmp_path / "rough", 500, 5))
+    for _ in range(rounds):
+        writer = FORK.Process(target=_write_missing, args=(tmp_path / "rough", rows, 5))
         writer.start()
         writer.join(float(rng.uniform(0.005, 0.1)))
         writer.kill()
@@ -270,8 +273,8 @@ def test_kill__at_random_moments_ends_with_the_same_bytes(tmp_path):
         group = zarr.open_group(array.folder, mode="r")
         shown = group["key"].shape[0]
         np.testing.assert_array_equal(group["embedding"][:shown], rows_of(range(shown)))
-    assert killed >= 3
-    _write_missing(tmp_path / "rough", 500, 5)
+    assert killed >= least
+    _write_missing(tmp_path / "rough", rows, 5)
     assert tree_bytes(tmp_path / "rough" / "arrays.zarr") == tree_bytes(tmp_path / "calm" / "arrays.zarr")
     assert not list((tmp_path / "rough" / "tmp").rglob("*.partial"))
 
