@@ -475,8 +475,9 @@ class _History:
         row = {"epoch": epoch, "train_loss": train_loss, **scores, "rate": rate, "seconds": seconds, "best": improved}
         self.rows.append(row)
         log.info(
-            "epoch %d of %d: training loss %.4f, validation bce %.4f, map %.4f, auroc %.4f",
-            *(epoch, self.config.epochs, train_loss, scores["bce"], scores["map"], scores["auroc_macro"]),
+            "epoch %d of %d:%s validation bce %.4f, map %.4f, auroc %.4f",
+            *(epoch, self.config.epochs, f" training loss {train_loss:.4f}," if epoch else " the start,"),
+            *(scores["bce"], scores["map"], scores["auroc_macro"]),
         )
 
 

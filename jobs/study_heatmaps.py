@@ -7,6 +7,7 @@ pictures of a few findings. Nothing is kept but scores and those pictures: a map
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,16 +135,19 @@ def score(
     scored_rows = np.concatenate([held_out for held_out, _ in rounds]) if section.folds else rounds[0][0]
     chosen = choose_findings(dataset, np.intersect1d(everything, scored_rows), section.per_label, section.seed)
     shown = set(choose_panels(chosen, section.panels, section.seed))
-    tables, done = [], 0
+    tables = []
+    scored_so_far = itertools.count(1)
+
+    def count() -> None:
+        advance(next(scored_so_far), len(chosen))
+
     for fold, (held_out, rest) in enumerate(rounds):
         findings = [finding for finding in chosen if finding.row in set(held_out.tolist())]
         if not findings:
             continue
         explained = refit(fold, held_out) if section.folds else settings
         priors = location_priors(dataset, rest, section.seed)
-        tables.append(score_findings(dataset, findings, explained, priors, section, shown, pictures))
-        done += len(findings)
-        advance(done, len(chosen))
+        tables.append(score_findings(dataset, findings, explained, priors, section, shown, pictures, count))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -155,6 +159,7 @@ def score_findings(
     section: HeatmapSection,
     panels: Collection[Finding],
     pictures: PictureWriter,
+    scored_one: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Return one row a finding and setting (or null): row, label, setting, baseline and the scores.
 
@@ -167,6 +172,8 @@ def score_findings(
         Location priors, from samples that are not scored here.
     panels : collection of Finding
         Those that are also drawn.
+    scored_one : callable
+        Called after each finding.
     """
     explainers = {
         setting.name: cam.Explainer(setting.encoder, layer_of(setting, section), section.method) for setting in settings
@@ -213,6 +220,7 @@ def score_findings(
                     drawn.append((name, heat, scores, note))
             if finding in panels:
                 pictures.add(dataset, finding, np.asarray(image), region, drawn)
+            scored_one()
     return pd.DataFrame(scored)
 
 
