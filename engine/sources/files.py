@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from engine.dataset import Fingerprint
 from engine.errors import DataError, ImageError, UsageError
@@ -21,6 +23,8 @@ IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".dicom")
 )
 LARGEST_FILE = 512 * 2**20
+# So many uris are Python strings at a time while they are looked at in bulk; the column itself need not hold any.
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,42 @@ class FileReader:
         except (OSError, ValueError) as error:
             raise ImageError(f"{uri}: {_reason(error)}") from error
         return Fingerprint(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def fingerprints(self, uris: Sequence[str]) -> tuple[np.ndarray, dict[int, str]]:
+        """Return the fingerprints of many files; one `os.stat` a file and little else.
+
+        Parameters
+        ----------
+        uris : sequence of n str
+            A list, an array or a pandas column.
+
+        Returns
+        -------
+        found : ndarray of uint64, (n, 4)
+            Size, mtime, ctime, inode (times before 1970 as two's complement); zeros where there is none.
+        failures : dict of int to str
+            The reason for each position where `fingerprint` would raise.
+        """
+        found = np.zeros((len(uris), len(Fingerprint._fields)), np.uint64)
+        failures: dict[int, str] = {}
+        base = self.root.rstrip(os.sep) + os.sep
+        look = os.stat
+        for start in range(0, len(uris), BLOCK):
+            rows: list[tuple[int, ...]] = []
+            for position, uri in enumerate(np.asarray(uris[start : start + BLOCK], dtype=object), start):
+                try:
+                    # A relative path without ".." stays below the root; all others, and links, get the full check.
+                    plain = self.follow_links and uri and uri[0] not in "/." and ".." not in uri
+                    status = look(base + uri if plain else self.path(uri))
+                    rows.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+                except (OSError, ValueError) as error:
+                    failures[position] = f"{uri}: {_reason(error)}"
+                    rows.append((0, 0, 0, 0))
+                except ImageError as error:
+                    failures[position] = str(error)
+                    rows.append((0, 0, 0, 0))
+            found[start : start + len(rows)] = _words(rows)
+        return found, failures
 
     def _check(self, uri: str, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
@@ -137,6 +177,14 @@ def count_suffixes(names: Iterable[str], limit: int = 6) -> str:
     shown = [f"{count} {suffix}" for suffix, count in counts.most_common(limit)]
     rest = sum(counts.values()) - sum(count for _, count in counts.most_common(limit))
     return ", ".join(shown) + (f", {rest} others" if rest else "")
+
+
+def _words(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return whole numbers of up to 64 bits, signed or not, as uint64."""
+    try:
+        return np.array(rows, np.int64).view(np.uint64)
+    except OverflowError:  # inode numbers of some network file systems use the highest bit
+        return np.array([[value & (2**64 - 1) for value in row] for row in rows], np.uint64)
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -3,6 +3,8 @@
 import os
 import pickle
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from engine.errors import ImageError, UsageError
@@ -77,6 +79,36 @@ def test_read__follows_links_out_of_the_root_only_when_it_may(reader):
     assert reader.read("link.png") == b"outside"
     with pytest.raises(ImageError, match="symbolic link leads out of the root"):
         FileReader(reader.root, follow_links=False).read("link.png")
+
+
+HARD_NAMES = ("a.png", "", "b.png", "../secret.png", "x/../../secret.png", "x/../a.png", "/etc/group", ".", "./", "..")
+
+
+@pytest.mark.parametrize("follow_links", [True, False])
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series])
+def test_fingerprints__are_those_of_each_file_alone(reader, kind, follow_links):
+    os.symlink("../secret.png", os.path.join(reader.root, "link.png"))
+    names = [*HARD_NAMES, "./a.png", "a.png\0", "n" * 300, os.path.join(reader.root, "a.png"), "link.png", "a..b"]
+    os.utime(os.path.join(reader.root, "a.png"), ns=(-5, -5))
+    reader = FileReader(reader.root, follow_links=follow_links)
+    found, failures = reader.fingerprints(kind(names))
+    assert found.shape == (len(names), 4) and found.dtype == np.uint64
+    for position, name in enumerate(names):
+        try:
+            alone = [value % 2**64 for value in reader.fingerprint(name)]
+            assert found[position].tolist() == alone and position not in failures
+        except ImageError as error:
+            assert failures[position] == str(error) and not found[position].any()
+    assert (len(names) - 2 in failures) != follow_links
+
+
+def test_fingerprints__of_inodes_with_the_highest_bit(reader, monkeypatch):
+    status = os.stat_result((0o100644, 2**64 - 2, 1, 1, 0, 0, 7, 1, 2, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", lambda path: status)
+        found, failures = reader.fingerprints(["a.png"])
+    assert found[0, 3] == 2**64 - 2 and not failures
+    assert reader.fingerprints([])[0].shape == (0, 4)
 
 
 def test_walk_files__sorted_without_hidden_ones_and_loops(tmp_path):
