@@ -123,7 +123,7 @@ class ArrayFormat:
         shape, dtype = self.part_shape(part), self.part_dtype(part)
         dimensions = {self.payload: PARTS[self.kind][2], KEY: ("byte",), CHECK: ()}[part]
         endian = {"configuration": {"endian": "little"}} if dtype.itemsize > 1 else {}
-        return {
+        document = {
             "zarr_format": 3,
             "node_type": "array",
             "shape": [rows, *shape],
@@ -136,6 +136,8 @@ class ArrayFormat:
             "dimension_names": ["row", *dimensions],
             "storage_transformers": [],
         }
+        # A shape may lag behind the keys after a kill; the digest tells such a one from a damaged digit.
+        return {**document, "attributes": {"digest": _digest(document)}}
 
 
 def parent_document() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import resource
@@ -441,8 +440,7 @@ def test_damage__metadata_that_differ_from_the_description(tmp_path):
             except CacheError as error:
                 assert "format version" in str(error)
         path.write_bytes(content)
-    document = json.loads((array.folder / "embedding" / METADATA).read_text())
-    document["shape"][0] = 41
+    document = array.form.array_document("embedding", 41)
     (array.folder / "embedding" / METADATA).write_bytes(array_format.document_bytes(document))
     (array.folder / "embedding" / "c.9.0.partial").write_bytes(b"left over")
     problems = " ".join(item.problem for item in verify_array(tmp_path, "image", "enc")[1])
