@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ HARD_NAMES = ("a.png", "", "b.png", "../secret.png", "x/../../secret.png", "x/..
 
 
 @pytest.mark.parametrize("follow_links", [True, False])
-@pytest.mark.parametrize("kind", [list, np.array, pd.Series])
+@pytest.mark.parametrize("kind", [list, lambda names: np.array(names, object), pd.Series])
 def test_fingerprints__are_those_of_each_file_alone(reader, kind, follow_links):
     os.symlink("../secret.png", os.path.join(reader.root, "link.png"))
     names = [*HARD_NAMES, "./a.png", "a.png\0", "n" * 300, os.path.join(reader.root, "a.png"), "link.png", "a..b"]
@@ -103,7 +104,7 @@ def test_fingerprints__are_those_of_each_file_alone(reader, kind, follow_links):
 
 
 def test_fingerprints__of_inodes_with_the_highest_bit(reader, monkeypatch):
-    status = os.stat_result((0o100644, 2**64 - 2, 1, 1, 0, 0, 7, 1, 2, 3))
+    status = SimpleNamespace(st_size=7, st_mtime_ns=1, st_ctime_ns=2, st_ino=2**64 - 2)
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", lambda path: status)
         found, failures = reader.fingerprints(["a.png"])
