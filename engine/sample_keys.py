@@ -10,20 +10,30 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine import sample_table
 from engine.dataset import Dataset, Reader
 from engine.decoding import ordered_map
 from engine.errors import ImageError
-from engine.keys import KEY_BYTES, key_of_content, key_of_text
-from engine.sample_table import Scan
+from engine.keys import KEY_BYTES, key_of_content
+from engine.sample_scan import Scan, find_names, in_blocks, names_of, scan_dataset
 
 log = logging.getLogger(__name__)
 
-NO_KEY = bytes(KEY_BYTES)
 MANY = 1000
+
+
+class _Known(NamedTuple):
+    """What is known of one reader's images: uris and their keys, (n, 16), zeros where it could not be read."""
+
+    reader: Reader
+    uris: pa.ChunkedArray
+    keys: np.ndarray
 
 
 class SampleKeys:
@@ -36,32 +46,43 @@ class SampleKeys:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self._known: dict[int, tuple[Reader, dict[str, bytes]]] = {}
+        self._known: dict[int, _Known] = {}
 
     def of_images(self, dataset: Dataset) -> np.ndarray:
         """Return the keys of a data set's images, (n, 16) uint8; unchanged files are recognised, others read."""
-        known = self._keys_by_uri(dataset.reader)
-        uris = dataset.samples["uri"].tolist()
-        unknown = [position for position, uri in enumerate(uris) if uri and uri not in known]
-        if unknown:
-            part = dataset.take(np.array(unknown))
+        uris = names_of(dataset, "uri")
+        places = self._places(dataset, uris)
+        unknown = np.flatnonzero((places < 0) & np.asarray(pc.not_equal(uris, "").combine_chunks()))
+        if len(unknown):
+            part = dataset.take(unknown)
             scan = self.scan(part)
             self._read(part, scan)
             self.remember(part, scan)
-        return stacked([known.get(uri, NO_KEY) if uri else NO_KEY for uri in uris])
+            places = self._places(dataset, uris)
+        keys = np.zeros((len(dataset), KEY_BYTES), np.uint8)
+        found = places >= 0
+        if found.any():
+            keys[found] = self._known[id(dataset.reader)].keys[places[found]]
+        return keys
 
     def of_texts(self, dataset: Dataset) -> np.ndarray:
         """Return the keys of a data set's texts, (n, 16) uint8; zeros where there is none."""
-        return stacked([key_of_text(text) if text else NO_KEY for text in dataset.samples["text"]])
+        return sample_table.text_keys(dataset)[0]
 
     def scan(self, dataset: Dataset, *, rehash: bool = False) -> Scan:
-        """Look at all images without reading them, see `engine.sample_table`."""
-        return sample_table.scan_dataset(dataset, sample_table.load_table(self._path(dataset)), rehash=rehash)
+        """Look at all images without reading them, see `engine.sample_scan`."""
+        return scan_dataset(dataset, sample_table.load_table(self._path(dataset)), rehash=rehash)
 
     def remember(self, dataset: Dataset, scan: Scan) -> None:
         """Keep what a scan has found for as long as this object lives."""
-        known = self._keys_by_uri(dataset.reader)
-        known.update(zip(dataset.samples["uri"], map(bytes, scan.keys), strict=True))
+        uris, keys = names_of(dataset, "uri"), scan.keys
+        known = self._known.get(id(dataset.reader))
+        if known is not None and not known.uris.equals(uris):
+            kept = find_names(known.uris, uris) < 0
+            uris = pa.chunked_array([*known.uris.filter(pa.array(kept)).chunks, *uris.chunks])
+            keys = np.concatenate([known.keys[kept], keys])
+        # Held with the reader itself, so that its id is not given to another one.
+        self._known[id(dataset.reader)] = _Known(dataset.reader, uris, keys)
 
     def save(self, dataset: Dataset, scan: Scan) -> None:
         """Write what a scan has found to the sample table."""
@@ -71,28 +92,31 @@ class SampleKeys:
     def _path(self, dataset: Dataset) -> Path:
         return self._cache / "datasets" / f"{dataset.name}.parquet"
 
-    def _keys_by_uri(self, reader: Reader) -> dict[str, bytes]:
-        # Held with the reader itself, so that its id is not given to another one.
-        return self._known.setdefault(id(reader), (reader, {}))[1]
+    def _places(self, dataset: Dataset, uris: pa.ChunkedArray) -> np.ndarray:
+        known = self._known.get(id(dataset.reader))
+        return np.full(len(uris), -1) if known is None else find_names(uris, known.uris)
 
     def _read(self, dataset: Dataset, scan: Scan) -> None:
         """Read the content that the table does not know, to learn its keys."""
-        uris = dataset.samples["uri"].tolist()
-        todo = [p for p in range(len(dataset)) if not scan.known[p] and p not in scan.failures]
+        failed = np.zeros(len(dataset), bool)
+        failed[list(scan.failures)] = True
+        todo = np.flatnonzero(~scan.known & ~failed)
         if len(todo) > MANY:
             log.info("reading %d images of %s to learn their keys", len(todo), dataset.schema)
+        uris = names_of(dataset, "uri").take(pa.array(todo))
 
-        def key_of(position: int) -> bytes:
+        def key_of(uri: str) -> bytes | None:
             try:
-                return key_of_content(dataset.reader.read(uris[position]))
+                return key_of_content(dataset.reader.read(uri))
             except ImageError as error:
-                log.debug("no key for %s: %s", uris[position], error)
-                return NO_KEY
+                log.debug("no key for %s: %s", uri, error)
+                return None
 
         workers = default_workers()
-        with closing(ordered_map(key_of, todo, workers, ahead=8 * workers)) as keys:
-            for position, key in zip(todo, keys, strict=True):
-                if key != NO_KEY:
+        names = (uri for _, some in in_blocks(uris) for uri in some)
+        with closing(ordered_map(key_of, names, workers, ahead=8 * workers)) as keys:
+            for position, key in zip(todo.tolist(), keys, strict=True):
+                if key is not None:
                     scan.learn(position, key, None, 0)
 
 

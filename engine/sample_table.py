@@ -1,178 +1,73 @@
 """``datasets/<name>.parquet``: which key each sample's image has, so that unchanged files need not be read again.
 
-Comes in: a data set and what the table knows. Goes out: the key of each image, from the table where size, mtime, ctime
-and inode are as they were (as git's index does it), from the content elsewhere. A file that was touched within a
-moment of the scan that read it may have changed again under the same time stamps, so such an entry is not trusted but
-read again; ``rehash`` trusts none.
-
 The table holds one row a sample (id, uri, key, file fingerprint, group, view, split, labels, text ...). Rows of samples
 that the last scan did not hold (a subset was embedded) are kept, with ``in_last_scan`` false. It only saves time: a
-lost or unreadable one is made again.
+lost or unreadable one is made again. What is read and written stays in Arrow's columns, never one object a sample.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
-from engine.dataset import Dataset, Fingerprint
+from engine.dataset import Dataset
 from engine.durable import make_folder, sync_folder, write_error
-from engine.errors import ImageError
 from engine.keys import KEY_BYTES, key_of_text
 from engine.lock import record_lock
+from engine.sample_scan import FINGERPRINT, Scan, in_blocks, names_of
 
 log = logging.getLogger(__name__)
 
-FINGERPRINT = ("size", "mtime", "ctime", "inode")
-# Time stamps come from a clock that ticks every few milliseconds, on some file systems every one or two seconds.
-MOMENT = 50_000_000
-COARSE_MOMENT = 2_000_000_000
+SCHEMA_NOTE = b"fluoroscope.schema"
+TEXT = pa.large_string()
+# A key that is not known is an empty one.
+COLUMNS = pa.schema(
+    [
+        ("id", TEXT),
+        ("uri", TEXT),
+        ("key", pa.binary()),
+        ("text_key", pa.binary()),
+        ("scanned", pa.int64()),
+        ("in_last_scan", pa.bool_()),
+        *((name, pa.uint64()) for name in FINGERPRINT),
+        ("group", TEXT),
+        ("view", TEXT),
+        ("split", TEXT),
+        ("text", TEXT),
+        ("labels", pa.list_(TEXT)),
+    ]
+)
 
 
-@dataclass
-class Scan:
-    """What is known of the images of one data set.
-
-    Parameters
-    ----------
-    started : int
-        Nanoseconds since the epoch at which the looking began.
-    keys : ndarray of uint8, (n, 16)
-        Zeros where the key is not known (yet), or the sample has no image.
-    known : ndarray of bool, (n,)
-    fingerprints : ndarray of uint64, (n, 4)
-        Size, mtime, ctime, inode; zeros where there is none.
-    scanned : ndarray of int64, (n,)
-        When the content behind each key was read, nanoseconds; 0 where it was not.
-    failures : dict of int to str
-        Why the image at a position cannot even be looked at.
-    """
-
-    started: int
-    keys: np.ndarray
-    known: np.ndarray
-    fingerprints: np.ndarray
-    scanned: np.ndarray
-    failures: dict[int, str] = field(default_factory=dict)
-
-    def learn(self, position: int, key: bytes, fingerprint: Fingerprint | None, read_at: int) -> None:
-        """Note the key of an image whose content was read at a time, and its fingerprint from just before."""
-        self.keys[position] = np.frombuffer(key, np.uint8)
-        self.known[position] = True
-        self.scanned[position] = read_at
-        if fingerprint is not None:
-            self.fingerprints[position] = _words(fingerprint)
-
-
-def _words(fingerprint: Fingerprint) -> tuple[int, ...]:
-    """Return a fingerprint as unsigned 64-bit numbers; times before 1970 are negative."""
-    return tuple(value & (2**64 - 1) for value in fingerprint)
-
-
-def scan_dataset(dataset: Dataset, table: pd.DataFrame, *, rehash: bool = False) -> Scan:
-    """Look at each image without reading it and take the keys of unchanged ones from the table.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    table : DataFrame
-        From `load_table`.
-    rehash : bool
-        Trust no entry, so that all content is read.
-    """
-    count = len(dataset)
-    scan = Scan(
-        time.time_ns(),
-        np.zeros((count, KEY_BYTES), np.uint8),
-        np.zeros(count, bool),
-        np.zeros((count, len(FINGERPRINT)), np.uint64),
-        np.zeros(count, np.int64),
-    )
-    positions, found = [], []
-    for position, uri in enumerate(dataset.samples["uri"]):
-        if not uri:
-            continue
-        try:
-            fingerprint = dataset.reader.fingerprint(uri)
-        except ImageError as error:
-            scan.failures[position] = str(error)
-            continue
-        if fingerprint is not None:
-            positions.append(position)
-            found.append(_words(fingerprint))
-    if found:
-        scan.fingerprints[positions] = np.array(found, np.uint64)
-    with_one = np.zeros(count, bool)
-    with_one[positions] = True
-    if not rehash and len(table):
-        _recognise(scan, dataset, table, with_one)
-    return scan
-
-
-def _recognise(scan: Scan, dataset: Dataset, table: pd.DataFrame, with_one: np.ndarray) -> None:
-    first = table.drop_duplicates("uri", keep="last").set_index("uri")
-    entries = first.index.get_indexer(dataset.samples["uri"])
-    candidates = np.flatnonzero(with_one & (entries >= 0))
-    entries = entries[candidates]
-    recorded = first[list(FINGERPRINT)].to_numpy(np.uint64)[entries]
-    scanned = first["scanned"].to_numpy(np.int64)[entries]
-    times = recorded[:, 1:3].astype(np.int64)
-    moment = np.where(times % 1_000_000_000 == 0, COARSE_MOMENT, MOMENT)
-    settled = (times + moment < scanned[:, None]).all(axis=1)
-    has_key = np.fromiter((len(key) == KEY_BYTES for key in first["key"]), bool, len(first))[entries]
-    same = (recorded == scan.fingerprints[candidates]).all(axis=1) & settled & has_key
-    positions = candidates[same]
-    keys = b"".join(first["key"].iloc[entries[same]])
-    scan.keys[positions] = np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
-    scan.scanned[positions] = scanned[same]
-    scan.known[positions] = True
-
-
-def load_table(path: Path) -> pd.DataFrame:
+def load_table(path: Path) -> pa.Table:
     """Return a sample table, empty where there is none or it cannot be read (then files are read again)."""
     if not path.exists():
-        return _empty()
+        return COLUMNS.empty_table()
     try:
-        table = pd.read_parquet(path)
-        for column in ("id", "uri", "key", "scanned", *FINGERPRINT):
-            table[column]
+        table = parquet.read_table(path, columns=COLUMNS.names)
+        return table.select(COLUMNS.names).cast(COLUMNS.with_metadata(table.schema.metadata))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         log.warning("the sample table %s cannot be used (%s); its files are read again", path, error)
-        return _empty()
-    return table
+        return COLUMNS.empty_table()
 
 
 def save_table(path: Path, dataset: Dataset, scan: Scan, lock: Path, scratch: Path) -> None:
-    """Write what a scan knows, keeping rows of the same source that it did not hold; whole or not at all."""
-    samples = dataset.samples
-    columns: dict[str, object] = {
-        "id": samples["id"],
-        "uri": samples["uri"],
-        "key": [bytes(key) if known else b"" for key, known in zip(scan.keys, scan.known, strict=True)],
-        "text_key": [key_of_text(text) if text else b"" for text in samples["text"]],
-        "scanned": scan.scanned,
-        "in_last_scan": True,
-    }
-    columns |= {name: scan.fingerprints[:, number] for number, name in enumerate(FINGERPRINT)}
-    columns |= {name: samples[name] for name in ("group", "view", "split", "text")}
-    names = np.asarray(dataset.label_names, object)
-    columns["labels"] = [list(names[row > 0]) for row in dataset.labels]
-    fresh = pd.DataFrame(columns)
+    """Write what a scan knows, keeping rows of the same source that it did not hold; whole or not at all.
+
+    Nothing is written where the table says so already, so that a complete cache may be read-only.
+    """
+    fresh = _table_of(dataset, scan)
+    if load_table(path).equals(fresh, check_metadata=True):
+        return
     make_folder(path.parent)
     make_folder(scratch)
     with record_lock(lock):
-        kept = _kept(path, dataset, fresh)
-        table = pa.Table.from_pandas(pd.concat([fresh, kept]) if len(kept) else fresh, preserve_index=False)
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), b"fluoroscope.schema": dataset.schema.encode()}
-        )
+        table = _with_kept(load_table(path), fresh)
         temporary = scratch / f"{path.name}.partial"
         try:
             parquet.write_table(table, temporary)
@@ -183,19 +78,59 @@ def save_table(path: Path, dataset: Dataset, scan: Scan, lock: Path, scratch: Pa
             raise write_error(error, path) from error
 
 
-def _kept(path: Path, dataset: Dataset, fresh: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of an earlier table of the same source whose samples are not in the present scan."""
-    table = load_table(path)
-    if not len(table) or _schema_of(path) != dataset.schema:
-        return _empty()
-    kept = table[~table["id"].isin(fresh["id"])]
-    return kept.assign(in_last_scan=False)
+def _table_of(dataset: Dataset, scan: Scan) -> pa.Table:
+    """Return the table of one scan."""
+    columns = {
+        "id": names_of(dataset, "id"),
+        "uri": names_of(dataset, "uri"),
+        "key": _packed(scan.keys, scan.known),
+        "text_key": _packed(*text_keys(dataset)),
+        "scanned": scan.scanned,
+        "in_last_scan": np.ones(len(dataset), bool),
+        **{name: scan.fingerprints[:, number] for number, name in enumerate(FINGERPRINT)},
+        **{name: names_of(dataset, name) for name in ("group", "view", "split", "text")},
+        "labels": _label_lists(dataset),
+    }
+    return pa.table(columns, schema=COLUMNS.with_metadata({SCHEMA_NOTE: dataset.schema.encode()}))
 
 
-def _schema_of(path: Path) -> str:
-    metadata = parquet.read_schema(path).metadata or {}
-    return metadata.get(b"fluoroscope.schema", b"").decode()
+def text_keys(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of a data set's texts, (n, 16) uint8, zeros where there is none, and which are there."""
+    keys = np.zeros((len(dataset), KEY_BYTES), np.uint8)
+    there = np.zeros(len(dataset), bool)
+    texts = names_of(dataset, "text")
+    if not pc.any(pc.not_equal(texts, "")).as_py():
+        return keys, there
+    for start, some in in_blocks(texts):
+        positions = [start + place for place, text in enumerate(some) if text]
+        found = b"".join(key_of_text(text) for text in some if text)
+        keys[positions] = np.frombuffer(found, np.uint8).reshape(-1, KEY_BYTES)
+        there[positions] = True
+    return keys, there
 
 
-def _empty() -> pd.DataFrame:
-    return pd.DataFrame(columns=["id", "uri", "key", "scanned", *FINGERPRINT])
+def _packed(keys: np.ndarray, there: np.ndarray) -> pa.Array:
+    """Return keys as a binary column, empty where there is none."""
+    offsets = np.zeros(len(keys) + 1, np.int32)
+    np.cumsum(np.where(there, KEY_BYTES, 0), out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(keys[there]))]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(keys), buffers)
+
+
+def _label_lists(dataset: Dataset) -> pa.Array:
+    """Return the names of each sample's positive labels."""
+    rows, columns = np.nonzero(dataset.labels > 0)
+    offsets = np.zeros(len(dataset) + 1, np.int32)
+    np.cumsum(np.bincount(rows, minlength=len(dataset)), out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(dataset.label_names, TEXT).take(pa.array(columns)))
+
+
+def _with_kept(earlier: pa.Table, fresh: pa.Table) -> pa.Table:
+    """Return a scan's table with the rows of an earlier one of the same source whose samples it does not hold."""
+    source = (earlier.schema.metadata or {}).get(SCHEMA_NOTE)
+    if not len(earlier) or source != fresh.schema.metadata[SCHEMA_NOTE]:
+        return fresh
+    kept = earlier.filter(pc.invert(pc.is_in(earlier["id"], value_set=fresh["id"])))
+    number = kept.schema.get_field_index("in_last_scan")
+    kept = kept.set_column(number, COLUMNS.field("in_last_scan"), pa.array(np.zeros(len(kept), bool)))
+    return pa.concat_tables([fresh, kept.replace_schema_metadata(fresh.schema.metadata)])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from engine import array_format, sample_table
+from engine import array_format, sample_scan
 from engine.array_verify import verify_array
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
@@ -131,14 +131,14 @@ def test_embed__a_changed_file_is_never_served_stale(tmp_path, images):
 
 
 def test_embed__files_as_young_as_the_scan_are_read_again_and_rehash_reads_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_table, "MOMENT", 10**12)
+    monkeypatch.setattr(sample_scan, "MOMENT", 10**12)
     write_images(tmp_path / "images", range(6))
     cache = Cache(tmp_path / "cache")
     cache.embed(folder_dataset(tmp_path / "images"), FakeEncoder())
     dataset, encoder = folder_dataset(tmp_path / "images"), FakeEncoder()
     report = cache.embed(dataset, encoder)
     assert len(dataset.reader.opened) == 6 and report.computed == {"image": 0} and encoder.image_batches == []
-    monkeypatch.setattr(sample_table, "MOMENT", 0)
+    monkeypatch.setattr(sample_scan, "MOMENT", 0)
     settled = folder_dataset(tmp_path / "images")
     assert cache.embed(settled, encoder).opened == 0
     assert cache.embed(settled, encoder, rehash=True).opened == 6
