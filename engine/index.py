@@ -8,12 +8,13 @@ of rows scaled to length one. Under some 50,000 rows exact search is both faster
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import logging
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,9 @@ from engine.durable import make_folder, sync_folder, write_error, write_whole
 from engine.errors import CacheError, UsageError
 from engine.faiss_loader import load_faiss
 from engine.features import normalized
+from engine.file_digest import file_digest
 from engine.keyed_array import KeyedArray
-from engine.keys import KEY_BYTES
+from engine.keys import KEY_BYTES, short_hash
 from engine.lock import record_lock
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class IndexInfo:
     dim : int
     bytes : int
         Size of the index file.
+    file_digest : str
+        Of the index file, see `engine.file_digest`; "" where an earlier version wrote it.
     parameters : dict
         What the index was built with.
     """
@@ -66,6 +70,7 @@ class IndexInfo:
     generation: int
     dim: int
     bytes: int = 0
+    file_digest: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     metric: str = "cosine"
     version: int = INDEX_VERSION
@@ -74,6 +79,39 @@ class IndexInfo:
     def name(self) -> str:
         """File name without its suffix."""
         return f"{self.encoder}-{self.kind}-{self.how}"
+
+    def document(self) -> builtins.bytes:
+        """Return the JSON that stands beside the index, with a digest over all of it."""
+        values = asdict(self)
+        return (json.dumps({**values, "digest": _document_digest(values)}, indent=2) + "\n").encode()
+
+    @classmethod
+    def read(cls, path: Path) -> IndexInfo:
+        """Read the JSON beside an index; CacheError where there is none, it is damaged or of a newer version."""
+        try:
+            values = json.loads(path.read_bytes())
+            digest = values.pop("digest", None)
+            if values["version"] > INDEX_VERSION:
+                raise CacheError(f"the index {path} is of the newer version {values['version']}; upgrade fluoroscope")
+            info = cls(**values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CacheError(f"no index {path} ({error})") from error
+        if digest not in (None, _document_digest(values)):
+            raise CacheError(f"the JSON {path} of an index does not match its digest {digest!r}")
+        return info
+
+    def damage_of(self, path: Path) -> str:
+        """Return what is wrong with the index file that this describes, "" where nothing is."""
+        try:
+            if path.stat().st_size != self.bytes or file_digest(path) != (self.file_digest or file_digest(path)):
+                return f"the index {path} is not the one that its JSON describes"
+        except OSError as error:
+            return f"the index {path} cannot be read ({error.strerror})"
+        return ""
+
+
+def _document_digest(values: dict[str, Any]) -> str:
+    return short_hash(json.dumps(values, sort_keys=True), digits=32)
 
 
 class Index:
@@ -224,12 +262,9 @@ def load_index(cache: Cache, encoder_id: str, kind: str = "image", how: str = "e
     path = _path(cache, encoder_id, kind, how)
     rebuild = f"build it (again): fluoro index --cache {cache.path} --encoder {encoder_id} --kind {kind} --how {how}"
     try:
-        values = json.loads(path.with_suffix(".json").read_bytes())
-        if values["version"] > INDEX_VERSION:
-            raise CacheError(f"the index {path} is of the newer version {values['version']}; upgrade fluoroscope")
-        info = IndexInfo(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CacheError(f"no index {path} ({error}); {rebuild}") from error
+        info = IndexInfo.read(path.with_suffix(".json"))
+    except CacheError as error:
+        raise CacheError(f"{error}; {rebuild}") from error
     faiss = load_faiss()
     if faiss is None:
         raise CacheError(f"the index {path} needs FAISS, which does not work here; see `fluoro doctor`")
@@ -237,9 +272,9 @@ def load_index(cache: Cache, encoder_id: str, kind: str = "image", how: str = "e
     keys = array.keys[: info.rows]
     if array.form.generation != info.generation or _digest(keys) != info.keys_digest:
         raise CacheError(f"the index {path} was built over other rows than the cache has; {rebuild}")
+    if damage := info.damage_of(path):
+        raise CacheError(f"{damage}; {rebuild}")
     try:
-        if path.stat().st_size != info.bytes:
-            raise CacheError(f"the index {path} is not the one that its JSON describes; {rebuild}")
         engine = faiss.read_index(str(path))
     except (OSError, RuntimeError) as error:
         raise CacheError(f"the index {path} cannot be read ({error}); {rebuild}") from error
@@ -297,15 +332,14 @@ def _save(cache: Cache, index: Index, faiss: Any) -> Index:
             faiss.write_index(index._engine, str(temporary))
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            size = temporary.stat().st_size
+            size, digest = temporary.stat().st_size, file_digest(temporary)
             temporary.replace(path)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else OSError(0, str(error))
             raise write_error(cause, path) from error
-        info = IndexInfo(**{**asdict(info), "bytes": size})
-        document = json.dumps(asdict(info), indent=2) + "\n"
-        write_whole(path.with_suffix(".json"), [document.encode()], scratch)
+        info = replace(info, bytes=size, file_digest=digest)
+        write_whole(path.with_suffix(".json"), [info.document()], scratch)
         sync_folder(path.parent)
     return Index(info, index.keys, index._engine)
 

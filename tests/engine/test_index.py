@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,11 +104,15 @@ def test_load__says_what_is_wrong_and_how_to_mend_it(tmp_path):
     built = index.build_index(cache, ENCODER)
     path = cache.indexes_path / f"{built.info.name}.faiss"
     content, beside = path.read_bytes(), path.with_suffix(".json").read_text()
-    path.write_bytes(content[:-8])
-    with pytest.raises(CacheError, match="not the one that its JSON describes"):
-        index.load_index(cache, ENCODER)
+    for damaged in (content[:-8], content[:-8] + bytes(8)):
+        path.write_bytes(damaged)
+        with pytest.raises(CacheError, match="not the one that its JSON describes"):
+            index.load_index(cache, ENCODER)
     path.write_bytes(content)
     path.with_suffix(".json").write_text(beside.replace('"rows": 30', '"rows": 29'))
+    with pytest.raises(CacheError, match=r"does not match its digest .* fluoro index"):
+        index.load_index(cache, ENCODER)
+    path.with_suffix(".json").write_bytes(replace(built.info, rows=29).document())
     with pytest.raises(CacheError, match="built over other rows"):
         index.load_index(cache, ENCODER)
     path.with_suffix(".json").write_text(beside.replace('"version": 1', '"version": 2'))
