@@ -9,6 +9,7 @@ file and digest come and go together.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -42,42 +43,62 @@ def seal_parquet(path: Path) -> None:
 
     Call it on the temporary file, before the rename.
     """
-    content = path.read_bytes()
-    place = _place_of_seal(content)
-    if place is None or content[place : place + DIGITS] != UNSEALED:
-        raise CacheError(f"{path} has no room for a digest; write it with the metadata {SEAL_METADATA}")
     with open(path, "r+b") as file:
+        place = _place_of_seal(file)[0]
+        if place is None:
+            raise CacheError(f"{path} has no room for a digest; write it with the metadata {SEAL_METADATA}")
+        digest = _digest(_pieces(file, place))
         file.seek(place)
-        file.write(_digest([content]).encode())
+        file.write(digest.encode())
 
 
 def seal_is_whole(path: Path) -> bool | None:
     """Tell whether a sealed Parquet file is as it was written; None for one without a seal (of an earlier version)."""
-    content = bytearray(path.read_bytes())
-    place = _place_of_seal(content)
-    if place is None:
-        return False if b"fluoroscope.sealed" in content or SEAL in content else None
-    found = bytes(content[place : place + DIGITS])
-    content[place : place + DIGITS] = UNSEALED
-    return _digest([bytes(content)]).encode() == found
+    with open(path, "rb") as file:
+        place, sealed = _place_of_seal(file)
+        if place is None:
+            return False if sealed else None
+        file.seek(place)
+        found = file.read(DIGITS)
+        return _digest(_pieces(file, place)).encode() == found
 
 
-def _place_of_seal(content: bytes | bytearray) -> int | None:
-    """Return where the digits stand: Thrift writes key, type and length of a value, then the value."""
-    at = content.rfind(SEAL)
-    if at < 0:
-        return None
-    # Field header 0x18 (a binary, one field on) and the length as a one-byte variable-length integer.
+def _place_of_seal(file: BinaryIO) -> tuple[int | None, bool]:
+    """Return where the digits stand, and whether there must be some; a file without a proper end counts as sealed."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 8, 0))
+    end = file.read()
+    footer_size = int.from_bytes(end[:4], "little")
+    if end[4:] != b"PAR1" or footer_size > size - 8:
+        return None, True
+    start = size - 8 - footer_size
+    file.seek(start)
+    footer = file.read(footer_size)
+    at = footer.find(SEAL)
+    # Thrift writes key, type and length of a value, then the value: here 0x18 (a binary) and the one byte 32.
     place = at + len(SEAL) + 2
-    return place if len(content) >= place + DIGITS and content[place - 1] == DIGITS else None
+    if at < 0 or footer_size < place + DIGITS or footer[place - 1] != DIGITS:
+        return None, any(name in footer for name in SEAL_METADATA)
+    return start + place, True
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, place: int | None = None) -> Iterator[bytes]:
+    """Yield a file in multiples of a block, with the digest at `place` as it was while it was computed."""
+    file.seek(0)
+    start = 0
     while piece := file.read(BLOCK * BLOCKS_AT_ONCE):
+        size = len(piece)
+        if place is not None and start < place + DIGITS and place < start + size:
+            patched = bytearray(piece)
+            for offset, digit in enumerate(UNSEALED, start=place - start):
+                if 0 <= offset < size:
+                    patched[offset] = digit
+            piece = bytes(patched)
         yield piece
+        start += size
 
 
-def _digest(pieces: Iterator[bytes] | list[bytes]) -> str:
+def _digest(pieces: Iterator[bytes]) -> str:
     """Return the digest of pieces; all but the last must be multiples of a block."""
     total, size = hashlib.blake2b(digest_size=DIGITS // 2), 0
     for piece in pieces:

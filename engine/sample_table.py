@@ -2,7 +2,7 @@
 
 The table holds one row a sample (id, uri, key, file fingerprint, group, view, split, labels, text ...). Rows of samples
 that the last scan did not hold (a subset was embedded) are kept, with ``in_last_scan`` false. It only saves time: a
-lost or unreadable one is made again. What is read and written stays in Arrow's columns, never one object a sample.
+lost or damaged one (it carries a digest of itself) is made again. What is read and written stays in Arrow's columns, never one object a sample.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.parquet as parquet
 
 from engine.dataset import Dataset
 from engine.durable import make_folder, sync_folder, write_error
+from engine.file_digest import SEAL_METADATA, seal_is_whole, seal_parquet
 from engine.keys import KEY_BYTES, key_of_text
 from engine.lock import record_lock
 from engine.sample_scan import FINGERPRINT, Scan, in_blocks, names_of
@@ -49,8 +50,11 @@ def load_table(path: Path) -> pa.Table:
     if not path.exists():
         return COLUMNS.empty_table()
     try:
+        if seal_is_whole(path) is False:
+            raise ValueError("its bytes are not those that were written")
         table = parquet.read_table(path, columns=COLUMNS.names)
-        return table.select(COLUMNS.names).cast(COLUMNS.with_metadata(table.schema.metadata))
+        notes = {name: value for name, value in (table.schema.metadata or {}).items() if name not in SEAL_METADATA}
+        return table.select(COLUMNS.names).cast(COLUMNS.with_metadata(notes))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         log.warning("the sample table %s cannot be used (%s); its files are read again", path, error)
         return COLUMNS.empty_table()
@@ -70,7 +74,9 @@ def save_table(path: Path, dataset: Dataset, scan: Scan, lock: Path, scratch: Pa
         table = _with_kept(load_table(path), fresh)
         temporary = scratch / f"{path.name}.partial"
         try:
-            parquet.write_table(table, temporary)
+            notes = {**(table.schema.metadata or {}), **SEAL_METADATA}
+            parquet.write_table(table.replace_schema_metadata(notes), temporary)
+            seal_parquet(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
         except OSError as error:
