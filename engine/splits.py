@@ -38,7 +38,9 @@ def split_name(word: str) -> str | None:
     return "" if not folded else SPLIT_WORDS.get(folded)
 
 
-def check_split(groups: Sequence[str] | np.ndarray, split: Sequence[str] | np.ndarray) -> None:
+def check_split(
+    groups: Sequence[str] | np.ndarray | pd.Series, split: Sequence[str] | np.ndarray | pd.Series
+) -> None:
     """Raise DataError naming the groups that are in more than one split.
 
     Parameters
@@ -46,7 +48,14 @@ def check_split(groups: Sequence[str] | np.ndarray, split: Sequence[str] | np.nd
     groups, split : (n,) str
         Samples with the split "" are in none.
     """
-    pairs = pd.DataFrame({"group": np.asarray(groups, dtype=object), "split": np.asarray(split, dtype=object)})
+    columns = {"group": groups, "split": split}
+    # Columns of a table stay as they are: as objects, millions of them would fill the memory.
+    pairs = pd.DataFrame(
+        {
+            name: column.reset_index(drop=True) if isinstance(column, pd.Series) else np.asarray(column, dtype=object)
+            for name, column in columns.items()
+        }
+    )
     pairs = pairs[pairs["split"] != ""].drop_duplicates()
     torn = pairs[pairs["group"].duplicated(keep=False)]
     if len(torn):

@@ -1,20 +1,29 @@
 """Tables that users hand in: read whole, as text, and checked before anything is built on them.
 
 A CSV or parquet file comes in; a DataFrame goes out. CSV cells stay text until a column's meaning is known, so that an
-id like "00042" keeps its zeros. Every complaint names the value, the file with its line, and the next step.
+id like "00042" keeps its zeros. Text lies in Arrow buffers: a table of millions of paths has no Python object a cell.
+Every complaint names the value, the file with its line, and the next step.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 
 from engine.errors import DataError, UsageError
 
+logger = logging.getLogger(__name__)
+
+# Text in Arrow buffers; what is missing is NaN, as in pandas' own "str".
+TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 BLANK_VALUES = ("", "nan", "none", "null", "na", "n/a", "<na>")
 
@@ -48,7 +57,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        n rows with a RangeIndex; cells of CSV files are str ("" where empty), those of parquet files as stored.
+        n rows with a RangeIndex; cells of CSV files are text ("" where empty), those of parquet files as stored. Text
+        has the dtype `TEXT`. Columns of bytes in parquet files, such as images, are left out and named in the log.
 
     Raises
     ------
@@ -71,18 +81,18 @@ def read_table(path: str | Path) -> pd.DataFrame:
         )
     try:
         if kind == ".parquet":
-            table = pd.read_parquet(path).reset_index(drop=True)
+            table = _read_parquet(path)
         else:
             table = pd.read_csv(
                 path,
-                dtype=str,
+                dtype=TEXT,
                 keep_default_na=False,
                 na_filter=False,
                 sep="\t" if kind == ".tsv" else ",",
                 encoding="utf-8-sig",
                 index_col=False,
             )
-    except (ValueError, OSError) as error:  # the errors of pandas' parser, of encodings and of pyarrow are ValueErrors
+    except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser and encodings raise ValueErrors
         message = f"cannot read the table {str(path)!r}: {error}; check that it is a UTF-8 {kind} file"
         raise DataError(message) from error
     table.columns = [str(column).strip() for column in table.columns]
@@ -100,15 +110,58 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], path: str | Pat
             raise DataError(f"the table {str(path)!r} has no column {column!r}; {near}")
 
 
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """Return a parquet file without its columns of bytes: opening a table must not read the images in it."""
+    schema = parquet.read_schema(path)
+    heavy = [field.name for field in schema if _holds_bytes(field.type)]
+    if heavy:
+        logger.warning("%s: the columns %s hold bytes and are not read; images come from paths", path.name, heavy)
+    names = [field.name for field in schema if field.name not in heavy]
+    table = parquet.read_table(path, columns=names)
+    return table.to_pandas(types_mapper=_pandas_type, ignore_metadata=False, split_blocks=True).reset_index(drop=True)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Tell whether a type is of bytes, or a list or struct that holds such."""
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return True
+    return any(_holds_bytes(kind.field(child).type) for child in range(kind.num_fields))
+
+
+def _pandas_type(kind: pa.DataType) -> Any:
+    """Return the pandas dtype of an Arrow type that would become Python objects, None for the others."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_string(value) or pa.types.is_large_string(value):
+        return TEXT
+    return pd.ArrowDtype(kind) if pa.types.is_nested(kind) or pa.types.is_decimal(kind) else None
+
+
 def text_of(values: pd.Series) -> pd.Series:
-    """Return a column as stripped str objects, "" where it is blank; whole numbers of parquet files without ".0"."""
+    """Return a column as stripped text (`TEXT`), "" where blank; whole numbers of parquet files without ".0".
+
+    Raises
+    ------
+    DataError
+        The column holds lists or the like.
+    """
+    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
+        raise DataError(f"the column {values.name!r} holds {values.dtype.pyarrow_dtype}, not text; name another one")
     if pd.api.types.is_float_dtype(values.dtype):
         whole = values.notna() & (values % 1 == 0)
         if (whole | values.isna()).all():
             values = values.astype("Int64")
-    blank = values.isna().to_numpy()
-    text = values.astype(str).str.strip().astype(object)
-    return text.mask(blank, "")
+    return values.astype(TEXT).str.strip().fillna("")
+
+
+def text_from_codes(codes: np.ndarray, distinct: Sequence[str], index: pd.Index | None = None) -> pd.Series:
+    """Return the column of text, (n,) `TEXT`, in which row i is distinct[codes[i]]."""
+    chosen = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int64()), pa.array(distinct, pa.large_string()))
+    return pd.Series(pd.array(chosen.cast(pa.large_string()), dtype=TEXT), index=index)
+
+
+def constant_text(value: str, count: int, index: pd.Index | None = None) -> pd.Series:
+    """Return a column that says the same in every row."""
+    return text_from_codes(np.zeros(count, np.int64), [value], index)
 
 
 def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: float | None = None) -> np.ndarray:

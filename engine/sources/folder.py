@@ -19,6 +19,7 @@ from engine.errors import DataError
 from engine.sources.files import LARGEST_FILE, FileReader, count_suffixes, existing_folder, is_image, walk_files
 from engine.sources.schema import as_flag, as_integer, dataset_name
 from engine.splits import split_name
+from engine.tables import TEXT, constant_text, text_from_codes
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +61,28 @@ def open_folder(
             f"{schema!r}: no image below {root!r}: {holds}; images are known by suffixes such as .png and .jpg"
         )
     texts, others = _texts_beside(root, images, [name for name in files if not is_image(name)])
-    splits, folders = _splits_and_folders(images)
+    # What a folder says is worked out once a folder, not once an image.
+    numbers: dict[str, int] = {}
+    codes = np.array([numbers.setdefault(name.rpartition("/")[0], len(numbers)) for name in images], np.int64)
+    splits, folders = _splits_and_folders(list(numbers))
     label_names = tuple(sorted({folder for folder in folders if folder}))
-    positive = pd.Index(label_names, dtype=object).get_indexer(pd.Index(folders, dtype=object))
-    labels = np.zeros((len(images), len(label_names)), dtype=np.int8)
-    labels[np.flatnonzero(positive >= 0), positive[positive >= 0]] = 1
+    of_folder = np.array([[folder == name for name in label_names] for folder in folders], np.int8)
+    labels = of_folder.reshape(len(folders), len(label_names))[codes]
     notes = [f"{len(others)} files are no images and were left out: {count_suffixes(others)}"] if others else []
-    unlabelled = folders.count("")
+    unlabelled = int(np.isin(codes, [number for number, folder in enumerate(folders) if not folder]).sum())
     if label_names and unlabelled:
         notes.append(f"{unlabelled} images lie outside the {len(label_names)} label folders and have no label")
     for note in notes:
         logger.info("%s: %s", schema, note)
+    names = pd.Series(images, dtype=TEXT)
     samples = pd.DataFrame(
         {
-            "id": pd.Series(images, dtype=object),
-            "uri": pd.Series(images, dtype=object),
-            "text": pd.Series(texts, dtype=object),
-            "group": pd.Series(images, dtype=object),
-            "view": pd.Series([""] * len(images), dtype=object),
-            "split": pd.Series(splits, dtype=object),
+            "id": names,
+            "uri": names,
+            "text": pd.Series(texts, dtype=TEXT) if texts else constant_text("", len(images)),
+            "group": names,
+            "view": constant_text("", len(images)),
+            "split": text_from_codes(codes, splits),
         }
     )
     return Dataset(
@@ -92,25 +96,25 @@ def open_folder(
     )
 
 
-def _splits_and_folders(images: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return for each image its split ("" without) and its label folder ("" without)."""
-    parts = [name.split("/")[:-1] for name in images]
+def _splits_and_folders(folders: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return for each folder with images the split ("" without) and the label ("" without) that its path says."""
+    parts = [folder.split("/") if folder else [] for folder in folders]
     # A lone folder that holds everything, such as images/, says nothing about the images in it.
     while all(parts) and len({part[0] for part in parts}) == 1:
         parts = [part[1:] for part in parts]
     first_level = {part[0] for part in parts if part}
     has_splits = len(first_level) > 1 and all(split_name(name) for name in first_level)
     if not has_splits:
-        return [""] * len(images), [part[0] if part else "" for part in parts]
+        return [""] * len(folders), [part[0] if part else "" for part in parts]
     splits = [split_name(part[0]) or "" if part else "" for part in parts]
     return splits, [part[1] if len(part) > 1 else "" for part in parts]
 
 
 def _texts_beside(root: str, images: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the text of each image from the ``.txt`` file of its name, and the files that are left over."""
+    """Return the text of each image from the ``.txt`` file of its name (nothing without any), and the other files."""
     by_stem = {os.path.splitext(name)[0]: name for name in others if name.endswith(".txt")}
     if not by_stem:
-        return [""] * len(images), list(others)
+        return [], list(others)
     texts, used = [], set()
     for image in images:
         name = by_stem.get(os.path.splitext(image)[0])

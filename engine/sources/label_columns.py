@@ -68,24 +68,32 @@ def read_label_columns(
         if label_names and len(label_names) != len(columns):
             raise UsageError(f"label_names names {len(label_names)} labels, but labels names {len(columns)} columns")
         return tuple(label_names or columns), label_matrix(table, columns, file), columns
-    lists = text_of(table[columns[0]]).str.split(separator)
-    exploded = lists.explode().str.strip()
+    return (*_labels_of_lists(table, columns[0], file, label_names, separator), columns)
+
+
+def _labels_of_lists(
+    table: pd.DataFrame, column: str, file: str | Path, label_names: list[str], separator: str
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return label names and the (n, L) matrix of a column of lists; each distinct list is taken apart once."""
+    codes, distinct = pd.factorize(text_of(table[column]))
+    exploded = pd.Series(distinct).str.split(separator).explode().str.strip()
     exploded = exploded[~exploded.str.lower().isin(BLANK_VALUES)]
     names = label_names or sorted(exploded.unique())
     unknown = exploded[~exploded.isin(names)]
     if len(unknown):
+        first = int(np.flatnonzero(np.isin(codes, unknown.index))[0])
+        name = unknown[[codes[first]]].iloc[0]
         raise DataError(
-            f"{place(file, int(unknown.index[0]))}, column {columns[0]!r}: unknown label {unknown.iloc[0]!r} "
-            f"({unknown.nunique()} such names); {offer(unknown.iloc[0], names)}"
+            f"{place(file, table.index[first])}, column {column!r}: unknown label {name!r} "
+            f"({unknown.nunique()} such names); {offer(name, names)}"
         )
-    values = np.zeros((len(table), len(names)), dtype=np.int8)
-    position_of_line = pd.Series(np.arange(len(table)), index=table.index)
-    values[position_of_line[exploded.index].to_numpy(), pd.Index(names).get_indexer(exploded)] = 1
-    return tuple(names), values, columns
+    of_list = np.zeros((len(distinct), len(names)), dtype=np.int8)
+    of_list[exploded.index.to_numpy(dtype=np.int64), pd.Index(names).get_indexer(exploded)] = 1
+    return tuple(names), of_list[codes]
 
 
 def _is_numeric(values: pd.Series) -> bool:
     """Tell whether a column holds numbers or blanks only, with at least one number."""
-    text = text_of(values).str.lower()
+    text = pd.Series(text_of(values).unique()).str.lower()
     text = text[~text.isin(BLANK_VALUES)]
     return len(text) > 0 and bool(pd.to_numeric(text, errors="coerce").notna().all())

@@ -22,7 +22,17 @@ from engine.sources.files import LARGEST_FILE, FileReader, existing_folder
 from engine.sources.label_columns import read_label_columns
 from engine.sources.schema import as_flag, as_integer, as_mapping, as_names, dataset_name
 from engine.splits import SPLITS, check_split, split_name
-from engine.tables import numbers_of, offer, place, read_table, require_columns, text_of
+from engine.tables import (
+    TEXT,
+    constant_text,
+    numbers_of,
+    offer,
+    place,
+    read_table,
+    require_columns,
+    text_from_codes,
+    text_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +136,7 @@ def open_table(
     samples = pd.concat([samples, table[extra].reset_index(drop=True)], axis=1)
     _check_root(samples["uri"], reader, file)
     if chosen["split"]:
-        check_split(samples["group"].to_numpy(dtype=object), samples["split"].to_numpy(dtype=object))
+        check_split(samples["group"], samples["split"])
 
     annotations = read_annotations(
         samples,
@@ -193,17 +203,18 @@ def _samples(
     table: pd.DataFrame, lines: np.ndarray, chosen: Mapping[str, str], text_columns: Sequence[str], file: Path
 ) -> pd.DataFrame:
     """Return the required columns."""
-    blank = pd.Series([""] * len(table), index=table.index, dtype=object)
-    columns = {role: text_of(table[column]) if column else blank for role, column in chosen.items()}
+    blank = constant_text("", len(table), table.index)
+    # Each column once: roles that share a column, such as id and image, then share its memory.
+    texts = {column: text_of(table[column]) for column in {*chosen.values(), *text_columns} - {""}}
+    columns = {role: texts[column] if column else blank for role, column in chosen.items()}
     ids = columns["id"] if chosen["id"] else columns["image"]
     if not chosen["id"] and not chosen["image"]:
-        ids = pd.Series([f"row-{line}" for line in lines], index=table.index, dtype=object)
+        ids = "row-" + pd.Series(lines, index=table.index).astype(TEXT)
     _check_ids(ids, file, chosen["id"] or chosen["image"])
-    text = blank
-    for column in text_columns:
-        addition = text_of(table[column])
-        gap = np.where((text != "") & (addition != ""), " ", "")
-        text = text + gap + addition
+    text = texts[text_columns[0]] if text_columns else blank
+    for column in text_columns[1:]:
+        both = ((text != "") & (texts[column] != "")).to_numpy(dtype=np.int64)
+        text = text + text_from_codes(both, ["", " "], table.index) + texts[column]
     group = columns["group"].where(columns["group"] != "", ids)
     return pd.DataFrame(
         {
@@ -231,23 +242,25 @@ def _check_ids(ids: pd.Series, file: Path, column: str) -> None:
 
 
 def _split_column(values: pd.Series, file: Path, column: str) -> pd.Series:
-    known = {word: split_name(word) for word in values.unique()}
-    for word, name in known.items():
+    codes, words = pd.factorize(values)
+    names = [split_name(word) for word in words]
+    for word, name in zip(words, names, strict=True):
         if name is None:
             line = int(values.index[int(np.flatnonzero(values == word)[0])])
             raise DataError(
                 f"{place(file, line)}, column {column!r}: unknown split {word!r}; known are {', '.join(SPLITS)} and "
                 "blank (split='' ignores the column)"
             )
-    return values.map(known).astype(object)
+    return text_from_codes(codes, [name or "" for name in names], values.index)
 
 
 def _check_root(uris: pd.Series, reader: FileReader, file: Path) -> None:
     """Raise DataError when not one of some spread images is there: then the root is wrong, not the images."""
-    named = uris[uris != ""].to_numpy(dtype=object)
+    named = np.flatnonzero(uris != "")
     if not len(named):
         return
-    probed = named[np.unique(np.linspace(0, len(named) - 1, PROBED_IMAGES).astype(int))]
+    spread = named[np.unique(np.linspace(0, len(named) - 1, PROBED_IMAGES).astype(int))]
+    probed = uris.iloc[spread].tolist()
     for uri in probed:
         try:
             reader.fingerprint(uri)

@@ -54,6 +54,12 @@ def test_text_files_beside_images_are_their_texts(tmp_path):
         open_dataset(schema)
 
 
+def test_folder__holds_text_in_arrow_buffers(tmp_path):
+    samples = open_dataset(fill(tmp_path, "train/Edema/1.png", "test/2.png")).samples
+    assert {str(kind) for kind in samples.dtypes} == {"str"}
+    assert samples["split"].tolist() == ["test", "train"]
+
+
 def test_folder__without_images(tmp_path):
     with pytest.raises(DataError, match=r"no image below .*it is empty"):
         open_dataset(f"folder:{tmp_path}")

@@ -1,9 +1,13 @@
 """Tables of samples."""
 
 import time
+import tracemalloc
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from engine.errors import DataError, ImageError, UsageError
@@ -163,6 +167,57 @@ def test_table__of_100_000_rows_opens_in_seconds(tmp_path):
     dataset = open_dataset(f"table:{tmp_path}/big.csv", labels=[f"label {column}" for column in range(14)])
     assert dataset.labels.shape == (count, 14) and dataset.labels.sum() == frame.iloc[:, 2:16].to_numpy().sum()
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_table__holds_no_python_object_a_row(tmp_path, kind):
+    count = 200_000
+    rows = np.arange(count)
+    frame = pd.DataFrame({"image": np.char.mod("images/%07d.png", rows), "patient_id": np.char.mod("p%d", rows // 3)})
+    frame["report"] = np.array(["Clear lungs.", "A mass.", ""])[rows % 3]
+    frame["findings"] = np.array(["", "Edema;Mass", "Mass"])[rows % 3]
+    frame["score"], frame["split"] = rows / 7, np.where(rows // 3 % 10 == 0, "test", "train")
+    path = tmp_path / f"big.{kind}"
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    (tmp_path / "images").mkdir()
+    write_png(tmp_path / "images" / "0000000.png")
+    bytes_a_row = sum(len(line) for line in frame.astype(str).iloc[-1])
+
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    dataset = open_dataset(f"table:{path}", labels="findings")
+    of_python, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "object" not in {str(dtype) for dtype in dataset.samples.dtypes}
+    # The columns twice (as read and as the engine calls them), offsets of 8 bytes, labels: nothing of an object's size.
+    held = (pa.total_allocated_bytes() - before + of_python) / count
+    assert held < 2 * bytes_a_row + 16 * len(dataset.samples.columns), f"{held} bytes a row"
+    assert peak / count < 400
+    assert dataset.labels.sum(axis=0).tolist() == [(rows % 3 == 1).sum(), (rows % 3 > 0).sum()]
+    assert dataset.samples["text"].iloc[[0, 1, -1]].tolist() == ["Clear lungs.", "A mass.", "A mass."]
+    part = dataset.take(rows % 2 == 1).samples
+    assert part["id"].dtype == dataset.samples["id"].dtype and part["group"].iloc[1] == "p1"
+
+
+def test_parquet__bytes_are_not_read_and_lists_are_no_text(tmp_path, caplog):
+    columns = {
+        "image": pa.array(["a.png", "b.png"]),
+        "content": pa.array([b"x" * 100, b"y"]),
+        "file": pa.array([{"bytes": b"z", "path": "a.png"}] * 2),
+        "kind": pa.array(["PA", "AP"]).dictionary_encode(),
+        "scores": pa.array([[1.0, 2.0], []]),
+        "price": pa.array([Decimal("1.5"), None]),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    write_png(tmp_path / "a.png")
+    with caplog.at_level("WARNING"):
+        dataset = open_dataset(f"table:{tmp_path}/t.parquet", view="kind")
+    assert "columns ['content', 'file'] hold bytes and are not read" in caplog.text
+    assert dataset.samples["view"].tolist() == ["PA", "AP"]
+    assert set(dataset.samples) >= {"scores", "price"}
+    assert "object" not in {str(dtype) for dtype in dataset.samples.dtypes}
+    with pytest.raises(DataError, match=r"column 'scores' holds list<.*, not text"):
+        open_dataset(f"table:{tmp_path}/t.parquet", text="scores")
 
 
 def test_table__of_real_radiographs_with_boxes():
