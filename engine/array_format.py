@@ -115,7 +115,7 @@ class ArrayFormat:
         return {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {**attributes, "digest": _digest(attributes)},
+            "attributes": {**attributes, "digest": attributes_digest(attributes)},
         }
 
     def array_document(self, part: str, rows: int) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class ArrayFormat:
             "storage_transformers": [],
         }
         # A shape may lag behind the keys after a kill; the digest tells such a one from a damaged digit.
-        return {**document, "attributes": {"digest": _digest(document)}}
+        return {**document, "attributes": {"digest": attributes_digest(document)}}
 
 
 def parent_document() -> dict[str, Any]:
@@ -189,7 +189,7 @@ def parse_group(content: bytes, path: Path) -> ArrayFormat:
     check_version(version, path)
     try:
         digest = attributes.pop("digest")
-        if digest != _digest(attributes):
+        if digest != attributes_digest(attributes):
             raise CacheError(f"the attributes in {path} do not match their digest {digest!r}; {DAMAGED}")
         found = ArrayFormat(
             kind=attributes["kind"],
@@ -215,5 +215,6 @@ def check_version(version: Any, path: Path) -> None:
     )
 
 
-def _digest(attributes: Mapping[str, Any]) -> str:
+def attributes_digest(attributes: Mapping[str, Any]) -> str:
+    """Return the digest of metadata that stands in them: 32 hexadecimal digits."""
     return short_hash(json.dumps(attributes, sort_keys=True, allow_nan=False), digits=32)

@@ -1,9 +1,9 @@
 """Finding damage in a keyed array: what plain Zarr would read without a word.
 
-Comes in: the cache and an array's name. Goes out: its number of rows and a list of damage by array, chunk and rows. The
-metadata are built again from the group's attributes (whose digest is checked) and compared, chunk files are compared
-in number and size, every key must be there and stand once, every row must match its check. Takes no lock, so it can
-run beside writers: keys are read before payload, and what they add meanwhile is left for the next time.
+Comes in: the cache and an array's name. Goes out: its rows, which of them are sound, and a list of damage by array,
+chunk and rows. The metadata are built again from the group's attributes (whose digest is checked) and compared, chunk
+files are compared in number and size, every key must be there and stand once, every row must match its check. Takes no
+lock, so it can run beside writers: keys are read before payload, and what they add meanwhile is left for the next time.
 """
 
 from __future__ import annotations
@@ -54,21 +54,56 @@ class Damage:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a keyed array.
+
+    Parameters
+    ----------
+    form : ArrayFormat or None
+        None where the group's zarr.json does not say what it is.
+    keys : ndarray of uint8, (rows, 16)
+        Zeros where a key is lost.
+    sound : ndarray of bool, (rows,)
+        The row's key is there, stands for the first time, and the row matches its check.
+    damage : list of Damage
+    """
+
+    form: ArrayFormat | None
+    keys: np.ndarray
+    sound: np.ndarray
+    damage: list[Damage]
+
+
 def verify_array(cache: Path, kind: str, name: str) -> tuple[int, list[Damage]]:
     """Return the number of rows of a keyed array and all damage found in it; raises for a newer format version only."""
+    found = inspect_array(cache, kind, name)
+    return len(found.keys), found.damage
+
+
+def inspect_array(cache: Path, kind: str, name: str) -> Inspection:
+    """Look at everything in a keyed array.
+
+    Raises
+    ------
+    CacheError
+        It was written by a newer format version.
+    """
     folder, label = cache / STORE / kind / name, f"{kind}/{name}"
-    path = folder / METADATA
-    try:
-        content = path.read_bytes()
-        array_format.check_version(json.loads(content)["attributes"]["format_version"], path)
-        form = array_format.parse_group(content, path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return 0, [Damage(label, "", -1, "", f"the group's zarr.json cannot be read: {error!r}")]
-    except CacheError as error:
-        if "format version" in str(error):
-            raise
-        return 0, [Damage(label, "", -1, "", str(error))]
-    found = list(_wrong_group(form, content, kind, name, label))
+    while True:
+        content, form, found = _read_group(folder, kind, name, label)
+        if form is None:
+            return Inspection(None, np.empty((0, KEY_BYTES), np.uint8), np.empty(0, bool), found)
+        keys, sound, wrong = inspect_rows(folder, form)
+        if not wrong or _read_group(folder, kind, name, label)[0] == content:
+            return Inspection(form, keys, sound, found + wrong)
+        # It was rebuilt meanwhile (compaction, repair), so files of two generations were compared.
+
+
+def inspect_rows(folder: Path, form: ArrayFormat) -> tuple[np.ndarray, np.ndarray, list[Damage]]:
+    """Return keys, which rows are sound, and the damage in the arrays of a group, given what the group is."""
+    label = f"{form.kind}/{form.name}"
+    found: list[Damage] = []
     promised: dict[str, int] = {}
     for part in (KEY, CHECK, form.payload):
         rows, problem = _promised_rows(folder / part, form, part)
@@ -81,8 +116,45 @@ def verify_array(cache: Path, kind: str, name: str) -> tuple[int, list[Damage]]:
         if rows > len(keys):
             found.append(Damage(label, part, -1, "", f"its shape promises {rows} rows, there are keys for {len(keys)}"))
     found += _wrong_files(folder, form, label)
-    found += _wrong_rows(folder, form, keys, label)
-    return len(keys), found
+    matching = np.zeros(len(keys), bool)
+    found += _wrong_rows(folder, form, keys, matching, label)
+    sound = np.zeros(len(keys), bool)
+    candidates = np.flatnonzero(matching)
+    sound[candidates[first_occurrences(keys[candidates])]] = True
+    return keys, sound, found
+
+
+def _read_group(
+    folder: Path, kind: str, name: str, label: str
+) -> tuple[bytes | None, ArrayFormat | None, list[Damage]]:
+    """Return the group's zarr.json, what it says, and what is wrong with it; raises for a newer format version."""
+    path = folder / METADATA
+    content = None
+    try:
+        content = path.read_bytes()
+        if not _is_flipped_version(content):
+            array_format.check_version(json.loads(content)["attributes"]["format_version"], path)
+        form = array_format.parse_group(content, path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return content, None, [Damage(label, "", -1, "", f"the group's zarr.json cannot be read: {error!r}")]
+    except CacheError as error:
+        newer = "format version" in str(error)
+        if newer and not (content and _is_flipped_version(content)):
+            raise
+        problem = "its format version is damaged" if newer else str(error)
+        return content, None, [Damage(label, "", -1, "", problem)]
+    return content, form, list(_wrong_group(form, content, kind, name, label))
+
+
+def _is_flipped_version(content: bytes) -> bool:
+    """Tell damage that looks like a newer format version: with our version the attributes match their digest."""
+    try:
+        attributes = dict(json.loads(content)["attributes"])
+        return attributes.pop("digest") == array_format.attributes_digest(
+            {**attributes, "format_version": array_format.FORMAT_VERSION}
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _wrong_group(form: ArrayFormat, content: bytes, kind: str, name: str, label: str) -> Iterator[Damage]:
@@ -137,8 +209,10 @@ def _wrong_files(folder: Path, form: ArrayFormat, label: str) -> Iterator[Damage
             yield Damage(label, part, -1, "", f"the file {stranger!r} does not belong there")
 
 
-def _wrong_rows(folder: Path, form: ArrayFormat, keys: np.ndarray, label: str) -> Iterator[Damage]:
-    """Yield the chunks whose rows do not match their checks, or whose files are lost."""
+def _wrong_rows(
+    folder: Path, form: ArrayFormat, keys: np.ndarray, matching: np.ndarray, label: str
+) -> Iterator[Damage]:
+    """Yield the chunks whose rows do not match their checks, or whose files are lost; mark the rows that do match."""
     for start in range(0, len(keys), form.chunk_rows):
         number, some = start // form.chunk_rows, keys[start : start + form.chunk_rows]
         contents = {part: _content(folder, form, part, number) for part in (form.payload, CHECK)}
@@ -150,7 +224,9 @@ def _wrong_rows(folder: Path, form: ArrayFormat, keys: np.ndarray, label: str) -
             continue
         payload = np.asarray(contents[form.payload]).reshape(form.chunk_rows, *form.row_shape)[: len(some)]
         checks = np.asarray(contents[CHECK])[: len(some)]
-        wrong = np.flatnonzero((row_checks(some, payload) != checks) & some.any(axis=1))
+        same, present = row_checks(some, payload) == checks, some.any(axis=1)
+        matching[start : start + len(some)] = same & present
+        wrong = np.flatnonzero(~same & present)
         if len(wrong):
             whole = " (all of them: a swapped or foreign chunk file?)" if len(wrong) == len(some) > 1 else ""
             problem = f"{len(wrong)} rows do not match their checks over key and payload{whole}"

@@ -2,7 +2,8 @@
 
 The table holds one row a sample (id, uri, key, file fingerprint, group, view, split, labels, text ...). Rows of samples
 that the last scan did not hold (a subset was embedded) are kept, with ``in_last_scan`` false. It only saves time: a
-lost or damaged one (it carries a digest of itself) is made again. What is read and written stays in Arrow's columns, never one object a sample.
+lost or damaged one (it carries a digest of itself) is made again. What is read and written stays in Arrow's columns,
+never one object a sample.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -228,9 +229,13 @@ def test_create__refuses_another_shape_and_lists_arrays(tmp_path):
 
 def test_open__newer_format_version_is_refused(tmp_path):
     path = filled(tmp_path, 3).folder / METADATA
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    flipped = path.read_text().replace('"format_version": 1', '"format_version": 2')
+    path.write_text(flipped)
     with pytest.raises(CacheError, match=r"format version 2, this fluoroscope reads versions up to 1; upgrade"):
         KeyedArray.open(tmp_path, "image", "enc")
+    assert "format version is damaged" in verify_array(tmp_path, "image", "enc")[1][0].problem
+    digest = json.loads(flipped)["attributes"]["digest"]
+    path.write_text(flipped.replace(digest, digest[::-1]))  # as a version with other rules would leave it
     with pytest.raises(CacheError, match="format version 2"):
         verify_array(tmp_path, "image", "enc")
 
