@@ -8,7 +8,9 @@ Every complaint names the value, the file with its line, and the next step.
 from __future__ import annotations
 
 import difflib
+import io
 import logging
+import os
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from engine.errors import DataError, UsageError
+from engine.errors import DataError, ImageError, UsageError
+from engine.remote_files import is_url, last_part, local_path, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
     Parameters
     ----------
-    path : path of a ``.csv``, ``.tsv`` (either may end in ``.gz``) or ``.parquet`` file
+    path : path or URL of a ``.csv``, ``.tsv`` (either may end in ``.gz``) or ``.parquet`` file
 
     Returns
     -------
@@ -67,38 +70,31 @@ def read_table(path: str | Path) -> pd.DataFrame:
     DataError
         The file is empty, is not a table, or names a column twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = (
-            f"in {path.parent} {offer(path.name, beside)}" if beside else f"the folder {path.parent} is absent or empty"
-        )
-        raise UsageError(f"no table {str(path)!r}: {hint}")
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    file, content = _opened(path)
+    kind = os.path.splitext(last_part(file).removesuffix(".gz"))[1].lower()
     if kind not in TABLE_SUFFIXES:
-        raise UsageError(
-            f"{str(path)!r} is no table that can be read: its name must end in {', '.join(TABLE_SUFFIXES)}"
-        )
+        raise UsageError(f"{file!r} is no table that can be read: its name must end in {', '.join(TABLE_SUFFIXES)}")
     try:
         if kind == ".parquet":
-            table = _read_parquet(path)
+            table = _read_parquet(content, last_part(file))
         else:
             table = pd.read_csv(
-                path,
+                content,
                 dtype=TEXT,
                 keep_default_na=False,
                 na_filter=False,
                 sep="\t" if kind == ".tsv" else ",",
                 encoding="utf-8-sig",
                 index_col=False,
+                compression="gzip" if file.endswith(".gz") else None,
             )
     except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser and encodings raise ValueErrors
-        message = f"cannot read the table {str(path)!r}: {error}; check that it is a UTF-8 {kind} file"
+        message = f"cannot read the table {file!r}: {error}; check that it is a UTF-8 {kind} file"
         raise DataError(message) from error
     table.columns = [str(column).strip() for column in table.columns]
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
-        raise DataError(f"the table {str(path)!r} names the column {twice[0]!r} more than once; rename one of them")
+        raise DataError(f"the table {file!r} names the column {twice[0]!r} more than once; rename one of them")
     return table
 
 
@@ -110,15 +106,30 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], path: str | Pat
             raise DataError(f"the table {str(path)!r} has no column {column!r}; {near}")
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _opened(path: str | Path) -> tuple[str, str | io.BytesIO]:
+    """Return a table's path as text, and the path again or a URL's content; UsageError where there is none."""
+    file = local_path(str(path))
+    if is_url(file):
+        try:
+            return file, io.BytesIO(read_file(file))
+        except ImageError as error:
+            raise UsageError(f"no table {file!r}: {error}") from error
+    if not os.path.isfile(file):
+        folder = os.path.dirname(file) or "."
+        beside = os.listdir(folder) if os.path.isdir(folder) else []
+        hint = f"in {folder} {offer(last_part(file), beside)}" if beside else f"the folder {folder} is absent or empty"
+        raise UsageError(f"no table {file!r}: {hint}")
+    return file, file
+
+
+def _read_parquet(content: str | io.BytesIO, name: str) -> pd.DataFrame:
     """Return a parquet file without its columns of bytes: opening a table must not read the images in it."""
-    schema = parquet.read_schema(path)
-    heavy = [field.name for field in schema if _holds_bytes(field.type)]
+    file = parquet.ParquetFile(content)
+    heavy = [field.name for field in file.schema_arrow if _holds_bytes(field.type)]
     if heavy:
-        logger.warning("%s: the columns %s hold bytes and are not read; images come from paths", path.name, heavy)
-    names = [field.name for field in schema if field.name not in heavy]
-    table = parquet.read_table(path, columns=names)
-    return table.to_pandas(types_mapper=_pandas_type, ignore_metadata=False, split_blocks=True).reset_index(drop=True)
+        logger.warning("%s: the columns %s hold bytes and are not read; images come from paths", name, heavy)
+    table = file.read(columns=[field.name for field in file.schema_arrow if field.name not in heavy])
+    return table.to_pandas(types_mapper=_pandas_type, split_blocks=True).reset_index(drop=True)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -201,4 +212,4 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
 
 def place(path: str | Path, row: Hashable) -> str:
     """Return where a row of a table (its index label) stands, as an editor counts lines: the header is line 1."""
-    return f"{Path(path).name} line {int(str(row)) + 2}"
+    return f"{last_part(str(path))} line {int(str(row)) + 2}"

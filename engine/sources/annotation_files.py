@@ -12,6 +12,7 @@ import pandas as pd
 
 from engine.annotations import Annotations, MaskReader, read_box_table
 from engine.errors import UsageError
+from engine.remote_files import is_url, join, local_path
 from engine.sources.coco import read_coco
 from engine.sources.schema import as_mapping
 
@@ -83,5 +84,9 @@ def image_names(samples: pd.DataFrame) -> dict[str, str]:
 
 def beside(name: str, folder: str) -> str:
     """Return a file as found from the working folder or, failing that, from the data set's."""
+    if is_url(name):
+        return local_path(name)
     path = os.path.expanduser(name)
+    if is_url(folder) and not os.path.exists(path):
+        return join(folder, name)
     return path if os.path.isabs(path) or os.path.exists(path) else os.path.join(folder, path)

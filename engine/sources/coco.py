@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from engine.annotations import Annotations, SampleIds, matched_to_samples
-from engine.errors import DataError, UsageError
+from engine.errors import DataError, ImageError, UsageError
+from engine.remote_files import last_part, read_file
 
 
 def read_coco(path: str | Path, ids: SampleIds | None = None) -> Annotations:
@@ -39,11 +40,10 @@ def read_coco(path: str | Path, ids: SampleIds | None = None) -> Annotations:
     DataError
         Not a COCO file, an annotation of an unknown image or category, or a box outside its image.
     """
-    path = Path(path)
     images, categories, annotations = _parts(path)
     rows, segments = [], []
     for number, annotation in enumerate(annotations):
-        at = f"{path.name} annotation {annotation.get('id', number)}"
+        at = f"{last_part(str(path))} annotation {annotation.get('id', number)}"
         image = images.get(annotation.get("image_id"))
         label = categories.get(annotation.get("category_id"))
         if image is None or label is None:
@@ -55,7 +55,7 @@ def read_coco(path: str | Path, ids: SampleIds | None = None) -> Annotations:
             raise DataError(f"{at}: has neither a bbox nor a segmentation")
         if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
             raise DataError(f"{at}: the bbox {box!r} is not four numbers x, y, width, height")
-        rows.append((image.name, label, *box, path.name, at, image.height, image.width, number))
+        rows.append((image.name, label, *box, last_part(str(path)), at, image.height, image.width, number))
         segments.append(segment)
     columns = ["image", "label", "x", "y", "width", "height", "source", "place", "of_height", "of_width", "segment"]
     boxes = matched_to_samples(pd.DataFrame(rows, columns=columns), ids, path)
@@ -203,18 +203,18 @@ def decode_counts(counts: str) -> list[int]:
     return runs
 
 
-def _parts(path: Path) -> tuple[dict[Any, _Image], dict[Any, str], list[dict[str, Any]]]:
+def _parts(path: str | Path) -> tuple[dict[Any, _Image], dict[Any, str], list[dict[str, Any]]]:
     """Return images by id, category names by id, and the annotations."""
-    if not path.is_file():
-        raise UsageError(f"no COCO file {str(path)!r}")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
         images = {
             image["id"]: _Image(str(image["file_name"]), int(image["height"]), int(image["width"]))
             for image in content["images"]
         }
         categories = {category["id"]: str(category["name"]) for category in content["categories"]}
         return images, categories, list(content["annotations"])
+    except ImageError as error:
+        raise UsageError(f"no COCO file {str(path)!r}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{str(path)!r} is not COCO JSON with images, categories and annotations ({type(error).__name__}: {error})"

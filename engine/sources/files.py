@@ -18,6 +18,7 @@ import numpy as np
 
 from engine.dataset import Fingerprint
 from engine.errors import DataError, ImageError, UsageError
+from engine.remote_files import is_url
 
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".dicom")
@@ -89,7 +90,7 @@ class FileReader:
         found : ndarray of uint64, (n, 4)
             Size, mtime, ctime, inode (times before 1970 as two's complement); zeros where there is none.
         failures : dict of int to str
-            The reason for each position where `fingerprint` would raise.
+            The reason for each position where `fingerprint` would raise. An empty uri has neither.
         """
         found = np.zeros((len(uris), len(Fingerprint._fields)), np.uint64)
         failures: dict[int, str] = {}
@@ -98,9 +99,12 @@ class FileReader:
         for start in range(0, len(uris), BLOCK):
             rows: list[tuple[int, ...]] = []
             for position, uri in enumerate(np.asarray(uris[start : start + BLOCK], dtype=object), start):
+                if not uri:
+                    rows.append((0, 0, 0, 0))
+                    continue
                 try:
                     # A relative path without ".." stays below the root; all others, and links, get the full check.
-                    plain = self.follow_links and uri and uri[0] not in "/." and ".." not in uri
+                    plain = self.follow_links and uri[0] not in "/." and ".." not in uri
                     status = look(base + uri if plain else self.path(uri))
                     rows.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
                 except (OSError, ValueError) as error:
@@ -123,6 +127,8 @@ class FileReader:
 
 def existing_folder(path: str | Path, schema: str) -> str:
     """Return the absolute path of a folder; UsageError naming what is there instead."""
+    if is_url(str(path)):
+        raise UsageError(f"{schema!r} needs a local folder; folder:, table: and tar: also read what fsspec opens")
     folder = os.path.abspath(os.path.expanduser(str(path)))
     if os.path.isdir(folder):
         return folder

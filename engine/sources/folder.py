@@ -1,4 +1,4 @@
-"""``folder:PATH``: a tree of images, with sub-folders as labels, or flat.
+"""``folder:PATH``: a tree of images, with sub-folders as labels, or flat; in a folder or below a URL.
 
 What a folder says without a table: its first level of sub-folders are labels (after ``train``, ``val``, ``test``
 folders, if those come first), a ``.txt`` file beside an image is its text. Every image is its own group, because a
@@ -14,10 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from engine import remote_files
 from engine.dataset import Dataset
-from engine.errors import DataError
-from engine.sources.files import LARGEST_FILE, FileReader, count_suffixes, existing_folder, is_image, walk_files
-from engine.sources.schema import as_flag, as_integer, dataset_name
+from engine.errors import DataError, ImageError
+from engine.remote_files import is_url, list_files
+from engine.sources.files import LARGEST_FILE, FileReader, count_suffixes, is_image, walk_files
+from engine.sources.remote import open_reader
+from engine.sources.schema import dataset_name
 from engine.splits import split_name
 from engine.tables import TEXT, constant_text, text_from_codes
 
@@ -34,11 +37,12 @@ def open_folder(
     Parameters
     ----------
     path : str
-        Images lie in it (flat: no labels), in one sub-folder a label, or in ``train|val|test`` folders of either.
+        Images lie in it (flat: no labels), in one sub-folder a label, or in ``train|val|test`` folders of either. A
+        folder, or anything that fsspec lists: ``zip://images::file:///data/x.zip``, ``s3://bucket/images``.
     max_bytes : int
         Larger files become listed failures.
     follow_links : bool
-        Whether symbolic links may lead out of the folder.
+        Whether symbolic links may lead out of the folder; elsewhere than on local disks there are none.
 
     Returns
     -------
@@ -50,10 +54,11 @@ def open_folder(
     UsageError
         No such folder.
     DataError
-        No image in it.
+        No image in it, or texts that cannot be read.
     """
-    root = existing_folder(path, schema)
-    files = walk_files(root)
+    reader = open_reader(path, schema, max_bytes, follow_links)
+    root = reader.root
+    files = walk_files(root) if isinstance(reader, FileReader) else list(list_files(root))
     images = [name for name in files if is_image(name)]
     if not images:
         holds = f"it holds {count_suffixes(files)} files" if files else "it is empty"
@@ -91,7 +96,7 @@ def open_folder(
         samples=samples,
         label_names=label_names,
         labels=labels,
-        reader=FileReader(root, as_integer("max_bytes", max_bytes, 1), as_flag("follow_links", follow_links)),
+        reader=reader,
         notes=tuple(notes),
     )
 
@@ -118,17 +123,28 @@ def _texts_beside(root: str, images: Sequence[str], others: Sequence[str]) -> tu
     texts, used = [], set()
     for image in images:
         name = by_stem.get(os.path.splitext(image)[0])
-        texts.append(_read_text(os.path.join(root, name)) if name else "")
+        texts.append(_read_text(root, name) if name else "")
         used.add(name)
     return texts, [name for name in others if name not in used]
 
 
-def _read_text(path: str) -> str:
+def _read_text(root: str, name: str) -> str:
     try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST_TEXT + 1)
-        if len(content) > LARGEST_TEXT:
-            raise DataError(f"the text file {path!r} is longer than {LARGEST_TEXT} bytes; is it the text of an image?")
+        if is_url(root):
+            content = remote_files.read(root, name, most=LARGEST_TEXT)
+        else:
+            with open(os.path.join(root, name), "rb") as file:
+                content = file.read(LARGEST_TEXT + 1)
+    except (OSError, ImageError) as error:
+        raise DataError(f"cannot read the text file {name!r} below {root!r}: {error}") from error
+    return text_of_file(content, f"{name!r} below {root!r}")
+
+
+def text_of_file(content: bytes, place: str) -> str:
+    """Return the text of a file beside an image; DataError where it is too long or not UTF-8."""
+    if len(content) > LARGEST_TEXT:
+        raise DataError(f"the text file {place} is longer than {LARGEST_TEXT} bytes; is it the text of an image?")
+    try:
         return content.decode("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the text file {path!r}: {error}; save it as UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read the text file {place}: {error}; save it as UTF-8") from error

@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from engine.dataset import REQUIRED_COLUMNS, Dataset
-from engine.errors import DataError, UsageError
+from engine.errors import DataError, ImageError, UsageError
+from engine.remote_files import is_url, last_part, local_path, parent
 from engine.sources.annotation_files import read_annotations
-from engine.sources.files import LARGEST_FILE, FileReader, existing_folder
+from engine.sources.files import LARGEST_FILE, FileReader
 from engine.sources.label_columns import read_label_columns
-from engine.sources.schema import as_flag, as_integer, as_mapping, as_names, dataset_name
+from engine.sources.remote import RemoteReader, open_reader
+from engine.sources.schema import as_mapping, as_names, dataset_name
 from engine.splits import SPLITS, check_split, split_name
 from engine.tables import (
     TEXT,
@@ -77,9 +78,9 @@ def open_table(
     Parameters
     ----------
     path : str
-        A ``.csv``, ``.tsv`` or ``.parquet`` file.
+        A ``.csv``, ``.tsv`` or ``.parquet`` file, or the URL of one.
     root : str
-        Folder that the image paths are relative to; the table's own folder by default.
+        Folder or URL that the image paths are relative to; where the table lies by default.
     id, image, group, view, split : str
         Names of columns; "" for none. Not given, the usual names are taken (`USUAL_COLUMNS`) where the table has them.
         Without an id column the image path is the id, without a group column each sample is its own group.
@@ -116,19 +117,20 @@ def open_table(
     DataError
         A named column that is absent, an id twice, a label or split that is not known, or no image below the root.
     """
-    file = Path(os.path.abspath(os.path.expanduser(path)))
+    path = local_path(path)
+    file = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    beside_it = parent(file) if is_url(file) else os.path.dirname(file)
     table = read_table(file)
     if not len(table):
-        raise DataError(f"the table {str(file)!r} has no rows")
+        raise DataError(f"the table {file!r} has no rows")
     lines = np.arange(len(table))
     chosen = _chosen_columns(table, file, id=id, image=image, group=group, view=view, split=split)
     text_columns = _text_columns(table, file, text)
     if not chosen["image"] and not text_columns:
         known = ", ".join(USUAL_COLUMNS["image"])
-        raise DataError(f"{str(file)!r} has no column of images ({known}); name it: image=COLUMN (or text=COLUMN)")
+        raise DataError(f"{file!r} has no column of images ({known}); name it: image=COLUMN (or text=COLUMN)")
     table, lines = _kept_rows(table, lines, as_mapping("keep", keep), file)
-    folder = existing_folder(root, schema) if root else str(file.parent)
-    reader = FileReader(folder, as_integer("max_bytes", max_bytes, 1), as_flag("follow_links", follow_links))
+    reader = open_reader(root or beside_it, schema, max_bytes, follow_links)
 
     samples = _samples(table, lines, chosen, text_columns, file)
     names, values, used = read_label_columns(table, file, labels, as_names(label_names), separator)
@@ -140,7 +142,7 @@ def open_table(
 
     annotations = read_annotations(
         samples,
-        str(file.parent),
+        beside_it,
         boxes=boxes,
         boxes_columns=boxes_columns,
         coco=coco,
@@ -152,7 +154,7 @@ def open_table(
         logger.info("%s: %s", schema, note)
     return Dataset(
         schema=schema,
-        name=dataset_name("table", str(file), root=folder, keep=keep, id=id, image=image),
+        name=dataset_name("table", file, root=reader.root, keep=keep, id=id, image=image),
         samples=samples,
         label_names=names,
         labels=values,
@@ -162,7 +164,7 @@ def open_table(
     )
 
 
-def _chosen_columns(table: pd.DataFrame, file: Path, **named: str | None) -> dict[str, str]:
+def _chosen_columns(table: pd.DataFrame, file: str, **named: str | None) -> dict[str, str]:
     """Return the table's column for each role, "" where there is none."""
     chosen = {}
     for role, column in named.items():
@@ -174,7 +176,7 @@ def _chosen_columns(table: pd.DataFrame, file: Path, **named: str | None) -> dic
     return chosen
 
 
-def _text_columns(table: pd.DataFrame, file: Path, text: str | Sequence[str] | None) -> list[str]:
+def _text_columns(table: pd.DataFrame, file: str, text: str | Sequence[str] | None) -> list[str]:
     if text is None:
         return [column for column in USUAL_COLUMNS["text"] if column in table.columns][:1]
     columns = [text] if isinstance(text, str) and text in table.columns else as_names(text)
@@ -183,7 +185,7 @@ def _text_columns(table: pd.DataFrame, file: Path, text: str | Sequence[str] | N
 
 
 def _kept_rows(
-    table: pd.DataFrame, lines: np.ndarray, keep: Mapping[str, Any], file: Path
+    table: pd.DataFrame, lines: np.ndarray, keep: Mapping[str, Any], file: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the rows that have the wanted values, with the table's row numbers."""
     for column, wanted in keep.items():
@@ -192,7 +194,7 @@ def _kept_rows(
         present = text_of(table[column])
         matches = present.isin(values).to_numpy()
         if not matches.any():
-            raise DataError(f"no row of {str(file)!r} has {column} {values}; {offer(values[0], present.unique())}")
+            raise DataError(f"no row of {file!r} has {column} {values}; {offer(values[0], present.unique())}")
         table, lines = table[matches], lines[matches]
     # The index keeps the line of each row, for messages.
     table = table.set_axis(pd.Index(lines), axis=0)
@@ -200,7 +202,7 @@ def _kept_rows(
 
 
 def _samples(
-    table: pd.DataFrame, lines: np.ndarray, chosen: Mapping[str, str], text_columns: Sequence[str], file: Path
+    table: pd.DataFrame, lines: np.ndarray, chosen: Mapping[str, str], text_columns: Sequence[str], file: str
 ) -> pd.DataFrame:
     """Return the required columns."""
     blank = constant_text("", len(table), table.index)
@@ -228,7 +230,7 @@ def _samples(
     ).reset_index(drop=True)
 
 
-def _check_ids(ids: pd.Series, file: Path, column: str) -> None:
+def _check_ids(ids: pd.Series, file: str, column: str) -> None:
     if (ids == "").any():
         line = int(ids.index[int(np.flatnonzero(ids == "")[0])])
         raise DataError(f"{place(file, line)}, column {column!r}: the id is blank; name another id column: id=COLUMN")
@@ -241,7 +243,7 @@ def _check_ids(ids: pd.Series, file: Path, column: str) -> None:
         )
 
 
-def _split_column(values: pd.Series, file: Path, column: str) -> pd.Series:
+def _split_column(values: pd.Series, file: str, column: str) -> pd.Series:
     codes, words = pd.factorize(values)
     names = [split_name(word) for word in words]
     for word, name in zip(words, names, strict=True):
@@ -254,7 +256,7 @@ def _split_column(values: pd.Series, file: Path, column: str) -> pd.Series:
     return text_from_codes(codes, [name or "" for name in names], values.index)
 
 
-def _check_root(uris: pd.Series, reader: FileReader, file: Path) -> None:
+def _check_root(uris: pd.Series, reader: FileReader | RemoteReader, file: str) -> None:
     """Raise DataError when not one of some spread images is there: then the root is wrong, not the images."""
     named = np.flatnonzero(uris != "")
     if not len(named):
@@ -264,17 +266,17 @@ def _check_root(uris: pd.Series, reader: FileReader, file: Path) -> None:
     for uri in probed:
         try:
             reader.fingerprint(uri)
-        except DataError:
+        except ImageError:
             continue
         return
     raise DataError(
-        f"none of {len(probed)} images that {file.name!r} names is below {reader.root!r}, first {probed[0]!r}; "
+        f"none of {len(probed)} images that {last_part(file)!r} names is below {reader.root!r}, first {probed[0]!r}; "
         "say which folder the paths are relative to: root=FOLDER"
     )
 
 
 def _sizes(
-    samples: pd.DataFrame, table: pd.DataFrame, file: Path, size: str | Sequence[str] | None
+    samples: pd.DataFrame, table: pd.DataFrame, file: str, size: str | Sequence[str] | None
 ) -> dict[str, tuple[int, int]] | None:
     """Return the (height, width) of each image from the table, None where it does not say."""
     columns = as_names(size)
