@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from engine.extract import EncoderLike
 from engine.features import Features, StoredRows, align, normalized
 from engine.keyed_array import KeyedArray
 from engine.keys import key_of_text
+from engine.plan import Plan, make_plan
 from engine.row_buffer import RowBuffer, Tally
 from engine.sample_keys import SampleKeys, stacked
 
@@ -118,6 +119,8 @@ class Cache:
         commit_seconds: float = 30.0,
         rehash: bool = False,
         limits: Mapping[str, int] | None = None,
+        compiled: bool | None = None,
+        settled: Callable[[Plan], object] | None = None,
         progress: extract.Progress | None = None,
     ) -> EmbedReport:
         """Compute and store what is missing of a data set.
@@ -141,6 +144,10 @@ class Cache:
             Read all files, also those that look unchanged.
         limits : mapping, optional
             ``max_pixels``: larger images are refused (decompression bombs).
+        compiled : bool, optional
+            Compile the image tower; by default where the number of images repays it.
+        settled : callable(plan), optional
+            Told the plan, with nothing left open, before anything is computed.
         progress : callable(name, done, total), optional
 
         Returns
@@ -159,7 +166,15 @@ class Cache:
         if isinstance(what, str):
             raise UsageError(f"what is a list of products, such as [{what!r}]")
         products = {product.what: product for product in (embed.product_of(name, encoder) for name in what)}
-        plan = embed.make_plan(encoder, batch_size, workers, commit_rows, commit_seconds, limits)
+        plan = make_plan(
+            encoder,
+            batch_size=batch_size,
+            workers=workers,
+            commit_rows=commit_rows,
+            commit_seconds=commit_seconds,
+            limits=limits,
+            compiled=compiled,
+        )
         return embed.embed_dataset(
             self.path,
             self._sample_keys,
@@ -169,6 +184,7 @@ class Cache:
             plan,
             rehash=rehash,
             progress=progress,
+            settled=settled,
         )
 
     # -- Reading -----------------------------------------------------------------------------------------------------
@@ -240,7 +256,7 @@ class Cache:
             raise UsageError(f"{'an empty text' if texts else 'no text'} cannot be embedded; give at least one word")
         product, tally = embed.product_of("text", encoder), Tally({"text": 0})
         buffer = RowBuffer(self.path, product.what, product.kind, product.name, product.description)
-        plan = embed.make_plan(encoder, None, None, None, 30.0, None)
+        plan = make_plan(encoder)
         embed.embed_texts(texts, encoder, buffer, tally, plan)
         for text in texts:
             if failure := tally.failed_keys.get(key_of_text(text)):

@@ -6,6 +6,7 @@ as a reason; any other error comes out where the image's result would have been.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -80,7 +81,7 @@ class Decoder:
             content = self._reader.read(work.uri)
             key = key_of_content(content)
             pixels = None
-            if any(buffer.lacks(np.frombuffer(key, np.uint8)[None])[0] for buffer in self._buffers):
+            if any(buffer.lacks_one(key) for buffer in self._buffers):
                 pixels = self._cached(key)
                 if pixels is None:
                     pixels, _ = self._preprocess(self._decode(content))
@@ -95,22 +96,42 @@ class Decoder:
         return self._pixels.read(row)[0] if row[0] >= 0 else None
 
 
+def default_workers() -> int:
+    """Return how many threads read and decode: the cores this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 16)
+
+
 def ordered_map(
     function: Callable[[Input], Output], items: Iterable[Input], workers: int, ahead: int
 ) -> Generator[Output, None, None]:
     """Yield function(item) in order, computed by threads at most `ahead` items before they are asked for.
 
-    An error in a thread is raised where its result would have been; then, or when the caller stops, no further item is
-    begun.
+    An error in a thread is raised at the next result that is asked for, however far ahead it happened; then, or when
+    the caller stops, no further item is begun.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Output]] = deque()
+    errors: list[BaseException] = []
+
+    def watched(item: Input) -> Output:
+        try:
+            return function(item)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    def next_result() -> Output:
+        if errors:
+            raise errors[0]
+        return waiting.popleft().result()
+
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(pool.submit(watched, item))
             if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+                yield next_result()
         while waiting:
-            yield waiting.popleft().result()
+            yield next_result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -7,7 +7,7 @@ an `EmbedReport`. A failure belongs to content, so every sample with that conten
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine import array_folder, extract
+from engine.batches import make_runner
 from engine.dataset import Dataset
 from engine.decoding import Decoded, Decoder, ImageWork
 from engine.durable import make_folder
 from engine.errors import CacheError, UsageError
 from engine.extract import EncoderLike
 from engine.keyed_array import KeyedArray
-from engine.keys import key_of_text
+from engine.keys import KEY_BYTES, key_of_text
+from engine.plan import Plan
 from engine.row_buffer import CommitPolicy, RowBuffer, Tally
 from engine.row_lookup import first_occurrences
-from engine.sample_keys import SampleKeys, default_workers, stacked
+from engine.sample_keys import SampleKeys, stacked
+from engine.sample_scan import in_blocks, names_of
 
 FAILURE_COLUMNS = ["id", "uri", "what", "reason"]
 PRODUCTS = ("image", "text", "pixels", "tokens@LAYER")
@@ -75,59 +80,6 @@ class Product(NamedTuple):
     description: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What only makes extraction faster or safer; the batch size also moves last bits, so a job that goes on keeps it.
-
-    Parameters
-    ----------
-    batch_size : int
-        Of every batch, the last one filled up.
-    workers : int
-        Threads that read and decode.
-    commit_rows : int, optional
-        Rows a commit; 64 MiB unless given.
-    commit_seconds : float
-    max_pixels : int, optional
-        Larger images are refused.
-    """
-
-    batch_size: int
-    workers: int
-    commit_rows: int | None = None
-    commit_seconds: float = 30.0
-    max_pixels: int | None = None
-
-
-def make_plan(
-    encoder: EncoderLike,
-    batch_size: int | None,
-    workers: int | None,
-    commit_rows: int | None,
-    commit_seconds: float,
-    limits: Mapping[str, int] | None,
-) -> Plan:
-    """Return a plan with its defaults: batches of 32 on a CPU and 256 elsewhere, a thread a core (at most 16)."""
-    unknown = set(limits or {}) - {"max_pixels"}
-    if unknown:
-        raise UsageError(f"unknown limit {min(unknown)!r}; known: max_pixels")
-    for name, value in (("batch_size", batch_size), ("workers", workers), ("commit_rows", commit_rows)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}")
-    return Plan(
-        batch_size or default_batch_size(encoder),
-        workers or default_workers(),
-        commit_rows,
-        commit_seconds,
-        (limits or {}).get("max_pixels"),
-    )
-
-
-def default_batch_size(encoder: EncoderLike) -> int:
-    """Return the batch size for an encoder's device; fixed by the kind of device, so that a job goes on as it began."""
-    return 32 if getattr(getattr(encoder, "device", None), "type", "cpu") == "cpu" else 256
-
-
 def product_of(what: str, encoder: EncoderLike) -> Product:
     """Return what a product's name means for an encoder; UsageError for an unknown one."""
     name, at, layer = what.partition("@")
@@ -168,8 +120,12 @@ def embed_dataset(
     *,
     rehash: bool,
     progress: extract.Progress | None,
+    settled: Callable[[Plan], object] | None = None,
 ) -> EmbedReport:
-    """Compute and store what is missing; see `engine.cache.Cache.embed`."""
+    """Compute and store what is missing; see `engine.cache.Cache.embed`.
+
+    `settled` is told the plan, with nothing left open, before anything is computed.
+    """
     start = time.perf_counter()
     make_folder(cache)
     tally = Tally({product.what: 0 for product in products})
@@ -178,8 +134,10 @@ def embed_dataset(
     failed: list[tuple[int, str, str]] = []
     images = [product for product in ordered if product.kind != "text"]
     if images:
-        job = _ImageJob(cache, sample_keys, dataset, encoder, images, buffers, tally, plan)
+        job = _ImageJob(cache, sample_keys, dataset, encoder, images, buffers, tally, plan, settled)
         failed += job.run(rehash, progress)
+    elif settled is not None:
+        settled(plan.settled(encoder, 0))
     if "text" in buffers:
         failed += _embed_texts(dataset, encoder, buffers["text"], tally, plan, progress)
     failures = _failure_table(dataset, failed)
@@ -251,9 +209,10 @@ class _ImageJob:
         buffers: Mapping[str, RowBuffer],
         tally: Tally,
         plan: Plan,
+        settled: Callable[[Plan], object] | None,
     ) -> None:
         self._cache, self._sample_keys, self._dataset, self._encoder = cache, sample_keys, dataset, encoder
-        self._tally, self._plan = tally, plan
+        self._tally, self._plan, self._settled = tally, plan, settled
         self._buffers = {product.what: buffers[product.what] for product in products}
         self._layers = {product.what: product.layer for product in products if product.layer is not None}
 
@@ -262,19 +221,21 @@ class _ImageJob:
         self._scan = self._sample_keys.scan(self._dataset, rehash=rehash)
         lost = ",".join(self._buffers)
         self._tally.failed_positions = {position: (lost, why) for position, why in self._scan.failures.items()}
-        works = self._works()
-        policy = CommitPolicy(self._plan.commit_rows, self._plan.commit_seconds, on_commit=self._table_saver())
+        wanted = self._wanted()
+        self._plan = self._plan.settled(self._encoder, len(wanted))
+        if self._settled is not None:
+            self._settled(self._plan)
         try:
-            if works:
+            if len(wanted):
                 extract.extract_images(
-                    works,
-                    self._encoder,
+                    self._works(wanted),
+                    len(wanted),
+                    make_runner(self._encoder, self._plan.batch_size, compiled=bool(self._plan.compiled)),
                     self._buffers,
                     self._layers,
                     self._decoder(),
                     self._tally,
-                    policy,
-                    batch_size=self._plan.batch_size,
+                    CommitPolicy(self._plan.commit_rows, self._plan.commit_seconds, on_commit=self._table_saver()),
                     workers=self._plan.workers,
                     learned=self._learn,
                     progress=progress,
@@ -290,19 +251,24 @@ class _ImageJob:
             buffer.finish()
         return self._failures()
 
-    def _works(self) -> list[ImageWork]:
-        """Return the images to look at: those without a known key, and the first of each content that lacks a row."""
+    def _wanted(self) -> np.ndarray:
+        """Return where to look: at images without a known key, and the first of each content that lacks a row."""
         scan = self._scan
         lacking = np.zeros(len(self._dataset), bool)
         known = np.flatnonzero(scan.known)
         first = known[first_occurrences(scan.keys[known])]
         for buffer in self._buffers.values():
             lacking[first] |= buffer.lacks(scan.keys[first])
-        return [
-            ImageWork(position, uri, bytes(scan.keys[position]) if scan.known[position] else None)
-            for position, uri in enumerate(self._dataset.samples["uri"])
-            if uri and position not in scan.failures and (lacking[position] or not scan.known[position])
-        ]
+        has_image = np.asarray(pc.not_equal(names_of(self._dataset, "uri"), "").combine_chunks())
+        has_image[list(scan.failures)] = False
+        return np.flatnonzero(has_image & (lacking | ~scan.known))
+
+    def _works(self, wanted: np.ndarray) -> Iterator[ImageWork]:
+        """Yield the images at some positions, as names and keys are needed."""
+        scan = self._scan
+        for start, uris in in_blocks(names_of(self._dataset, "uri").take(pa.array(wanted))):
+            for position, uri in zip(wanted[start : start + len(uris)].tolist(), uris, strict=True):
+                yield ImageWork(position, uri, bytes(scan.keys[position]) if scan.known[position] else None)
 
     def _decoder(self) -> Decoder:
         # Imported here: reading a cache needs neither torch nor a decoder.
@@ -338,8 +304,10 @@ class _ImageJob:
     def _failures(self) -> list[tuple[int, str, str]]:
         failed = [(position, *failure) for position, failure in self._tally.failed_positions.items()]
         if self._tally.failed_keys:
-            for position, key in enumerate(map(bytes, self._scan.keys)):
-                failure = self._tally.failed_keys.get(key) if self._scan.known[position] else None
+            among = np.frombuffer(b"".join(self._tally.failed_keys), f"S{KEY_BYTES}")
+            candidates = np.isin(self._scan.keys.view(f"S{KEY_BYTES}").ravel(), among) & self._scan.known
+            for position in np.flatnonzero(candidates).tolist():
+                failure = self._tally.failed_keys.get(bytes(self._scan.keys[position]))
                 if failure:
                     failed.append((position, *failure))
         return failed

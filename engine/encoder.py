@@ -11,6 +11,8 @@ normalised in float32 before, and embeddings are returned in float32, un-normali
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -20,10 +22,13 @@ from torch import Tensor
 
 from engine.errors import ModelError, UsageError
 from engine.keys import short_hash
-from engine.model_building import build_model, build_tokenizer, texts_can_be_cut
+from engine.model_building import build_model, build_tokenizer
 from engine.model_files import ModelFiles, resolve_model
 from engine.pixels import Preprocess
+from engine.text_towers import describe_text_tower
 from engine.trunks import CamLayer, Trunk, describe_trunk
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,9 +36,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Part of every encoder id: to be raised whenever the same files would give other numbers.
 ENCODER_VERSION = 1
 
-# Texts of Hugging Face towers are cut to the shortest of these lengths that holds them, and run in batches of a fixed
+# Where the tower allows, texts are cut to the shortest of these lengths that holds them, and run in batches of a fixed
 # number of rows: a text's embedding then depends on nothing but the text.
-TEXT_LENGTHS = (16, 32, 64, 128, 256, 512)
+TEXT_LENGTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 TEXT_ROWS = {"cpu": 8, "cuda": 64}
 
 
@@ -128,7 +133,8 @@ class Encoder:
         if self.trunk.kind == "cnn" and device.type == "cpu":
             # A third faster on processors, the same numbers to rounding.
             model.visual.to(memory_format=torch.channels_last)
-        self._text_lengths = TEXT_LENGTHS if texts_can_be_cut(model, tokenizer) else ()
+        self._text_tower = describe_text_tower(model, tokenizer)
+        self._text_lengths = TEXT_LENGTHS if self._text_tower.can_be_cut else ()
         self._text_rows = TEXT_ROWS.get(device.type, TEXT_ROWS["cuda"])
         self.description = self._describe()
         hashed = json.dumps({**self.description, "name": None}, sort_keys=True)
@@ -177,11 +183,61 @@ class Encoder:
         Tensor of float32 (b, dim), on the encoder's device
             Un-normalised. NaN and infinity are passed on as the model gives them.
         """
+        return self.encode_batch(pixels)["image"]
+
+    @torch.no_grad()
+    def encode_batch(
+        self, pixels: np.ndarray | Tensor, *, image: bool = True, layers: Sequence[int] = ()
+    ) -> dict[str | int, Tensor]:
+        """Compute embeddings and what enters some blocks in one forward pass.
+
+        Parameters
+        ----------
+        pixels : uint8 (b, h, w, 3)
+        image : bool
+            Whether the embeddings are wanted.
+        layers : sequence of int
+            Blocks, counted from 0.
+
+        Returns
+        -------
+        dict
+            "image": float32 (b, dim); for each layer: float32 (b, n, width). The same numbers as from `encode_pixels`
+            and `tokens`.
+        """
         images = self.input_of(pixels)
         if len(images) == 0:
-            return torch.zeros(0, self.dim, device=self.device)
+            return {"image": torch.zeros(0, self.dim, device=self.device)}
         with self._exact():
-            return self.model.encode_image(images, normalize=False).float()
+            if not image:
+                return {layer: self.trunk.tokens(images, layer).float() for layer in layers}
+            with self.trunk.watched(layers) as entered:
+                embeddings = self.model.encode_image(images, normalize=False).float()
+            return {"image": embeddings, **{layer: entered[layer].float() for layer in layers}}
+
+    def compiled(self) -> Callable[[np.ndarray | Tensor], Tensor]:
+        """Return `encode_pixels` with the image tower compiled; the first batch pays for it, one shape serves all.
+
+        Where the compiler fails (no C compiler, an operation that it does not know) the log says so, and the tower runs
+        as it is.
+        """
+        forward = torch.compile(lambda images: self.model.encode_image(images, normalize=False), dynamic=False)
+        working = True
+
+        @torch.no_grad()
+        def encode(pixels: np.ndarray | Tensor) -> Tensor:
+            nonlocal working
+            if working:
+                try:
+                    with self._exact():
+                        return forward(self.input_of(pixels)).float()
+                except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                    working = False
+                    first = str(error).strip().splitlines()[0]
+                    log.warning("the image tower cannot be compiled (%s); it runs uncompiled", first)
+            return self.encode_pixels(pixels)
+
+        return encode
 
     @torch.no_grad()
     def tokens(self, pixels: np.ndarray | Tensor, layer: int) -> Tensor:
@@ -244,17 +300,14 @@ class Encoder:
                 missing = self._text_rows - len(chosen)
                 padded = torch.cat([batch, batch[:1].expand(missing, -1)]).to(self.device)
                 with self._exact():
-                    encoded = self.model.encode_text(padded, normalize=False)
+                    encoded = self._text_tower.encode(padded)
                 embeddings[chosen.to(self.device)] = encoded[: len(chosen)].float()
         return embeddings
 
     def _by_length(self, words: Tensor) -> list[tuple[int, Tensor]]:
         """Return pairs of a length and the rows whose texts it holds, for token numbers (b, context)."""
         context = words.shape[1]
-        if not self._text_lengths:
-            return [(context, torch.arange(len(words)))]
-        written = (words != self.tokenizer.tokenizer.pad_token_id).long()
-        own = context - written.flip(1).argmax(dim=1)
+        own = self._text_tower.lengths(words)
         steps = torch.tensor([*(length for length in self._text_lengths if length < context), context])
         lengths = steps[torch.searchsorted(steps, own)]
         return [(int(length), torch.nonzero(lengths == length).flatten()) for length in lengths.unique()]

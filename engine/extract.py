@@ -5,26 +5,30 @@ Comes in: the samples whose rows are missing, an encoder, and a buffer a product
 
 - Decode workers run a bounded number of images ahead (`engine.decoding`); their results are taken in order. What cannot
   be read or decoded is listed; any other error in a part ends the job with that error.
-- Batches have one static shape, the last one is filled up: a row's numbers must not depend on its neighbours.
-- Commits come after whole batches only, by size and by time (`engine.row_buffer`). So a killed job goes on at a batch's
-  edge, and the same plan (batch size) ends with the same bytes.
+- Batches have one static shape, the last one is filled up (`engine.batches`): a row's numbers must not depend on its
+  neighbours. On a GPU the next batches are under way before the last one's rows are taken.
+- Commits come after whole batches only, by size and by time, in a thread of their own (`engine.storing`). So a killed
+  job goes on at a batch's edge, and the same plan (batch size, compilation) ends with the same bytes.
 - Ctrl-C or an error commits what is computed before it goes on its way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from engine.batches import Batch, Product, Runner, as_array
 from engine.decoding import Decoded, Decoder, ImageWork, ordered_map
-from engine.row_buffer import CommitPolicy, Committing, RowBuffer, Tally, to_half
+from engine.row_buffer import CommitPolicy, RowBuffer, Tally, to_half
+from engine.storing import Storing
 
 Item = TypeVar("Item")
-TEXTS_AT_ONCE = 256
+TEXTS_AT_ONCE = 512
 Progress = Callable[[str, int, int], object]
 
 
@@ -39,23 +43,23 @@ class EncoderLike(Protocol):
     def encode_pixels(self, pixels: np.ndarray) -> Any:
         """Return embeddings (b, dim) of uint8 pixels (b, h, w, 3)."""
 
+    def encode_batch(self, pixels: np.ndarray, *, image: bool, layers: Sequence[int]) -> Mapping[Product, Any]:
+        """Return embeddings ("image") and what enters some blocks, of one forward pass."""
+
     def encode_text(self, texts: list[str]) -> Any:
         """Return embeddings (b, dim) of texts, each independent of the others."""
 
-    def tokens(self, pixels: np.ndarray, layer: int) -> Any:
-        """Return what enters block `layer`, (b, n, width)."""
-
 
 def extract_images(
-    works: Sequence[ImageWork],
-    encoder: EncoderLike,
+    works: Iterable[ImageWork],
+    total: int,
+    runner: Runner,
     buffers: Mapping[str, RowBuffer],
     layers: Mapping[str, int],
     decoder: Decoder,
     tally: Tally,
     policy: CommitPolicy,
     *,
-    batch_size: int,
     workers: int,
     learned: Callable[[Decoded], None],
     progress: Progress | None = None,
@@ -64,47 +68,93 @@ def extract_images(
 
     Parameters
     ----------
-    works : sequence of ImageWork
-        In the order in which their rows are to stand.
-    encoder : EncoderLike
+    works : iterable of ImageWork
+        In the order in which their rows are to stand; taken as they are needed.
+    total : int
+        How many they are.
+    runner : Runner
+        Of the encoder, with the plan's batch size.
     buffers : mapping of product to RowBuffer
     layers : mapping of token product to block number
     decoder : Decoder
     tally : Tally
         Filled in as the work goes on, so that it is right also when an error ends it.
     policy : CommitPolicy
-    batch_size, workers : int
+    workers : int
+        Threads that read and decode.
     learned : callable
         Told each image's key as it becomes known.
     progress : callable(name, done, total), optional
     """
-    ordered = list(buffers.values())
-    batch: list[_Pending] = []
-
-    def encode() -> None:
-        start = time.perf_counter()
-        _encode_images(batch, encoder, buffers, layers, tally, batch_size)
-        batch.clear()
-        tally.seconds["encode"] += time.perf_counter() - start
-
-    decoding = ordered_map(decoder, works, workers, ahead=2 * (batch_size + workers))
-    if progress is not None:
-        progress("embed images", 0, len(works))
-    with Committing(ordered, tally, policy), closing(decoding) as results:
+    told = progress or _silent
+    encoding = _Encoding(runner, buffers, layers, tally)
+    decoding = ordered_map(decoder, works, workers, ahead=2 * (runner.batch_size + workers))
+    told("embed images", 0, total)
+    with Storing(list(buffers.values()), tally, policy) as store, closing(decoding) as results:
         for done, decoded in enumerate(_timed(results, tally.seconds, "decode"), start=1):
-            pending = _sort_in(decoded, buffers, tally, learned)
-            if pending is not None:
-                batch.append(pending)
-            if len(batch) == batch_size:
-                encode()
-            if not batch and policy.due(ordered):
-                policy.commit(ordered, tally)
-            if progress is not None and not batch:
-                progress("embed images", done, len(works))
-        if batch:
-            encode()
-            if progress is not None:
-                progress("embed images", len(works), len(works))
+            whole = encoding.take(decoded, learned)
+            if whole:
+                store.when_due()
+            if whole or done % runner.batch_size == 0:
+                told("embed images", done, total)
+        encoding.finish()
+        told("embed images", total, total)
+
+
+class _Encoding:
+    """From decoded images to computed rows: fills batches, starts them, and keeps their rows in order."""
+
+    def __init__(
+        self, runner: Runner, buffers: Mapping[str, RowBuffer], layers: Mapping[str, int], tally: Tally
+    ) -> None:
+        self._runner, self._buffers, self._layers, self._tally = runner, buffers, layers, tally
+        self._filling: Batch | None = None
+        self._under_way: deque[Batch] = deque()
+
+    def take(self, decoded: Decoded, learned: Callable[[Decoded], None]) -> bool:
+        """Take one image in; tell whether all rows that are kept so far belong to whole batches."""
+        key = _noted(decoded, self._buffers, self._tally, learned)
+        if key is None or decoded.pixels is None:
+            return self._filling is None
+        wanted = tuple(what for what, buffer in self._buffers.items() if buffer.take(key))
+        if "pixels" in wanted:
+            self._buffers["pixels"].add(key, decoded.pixels)
+            wanted = tuple(what for what in wanted if what != "pixels")
+        if wanted:
+            if self._filling is None:
+                self._filling = self._runner.new_batch()
+            self._filling.add(key, decoded.pixels, wanted)
+            if len(self._filling) == self._runner.batch_size:
+                self._start()
+                self._keep_all_but(self._runner.ahead)
+        return self._filling is None
+
+    def finish(self) -> None:
+        """Compute the batch that is not full, and keep all rows."""
+        if self._filling is not None:
+            self._start()
+        self._keep_all_but(0)
+
+    def _start(self) -> None:
+        began, batch = time.perf_counter(), self._filling
+        assert batch is not None
+        layers = sorted({self._layers[what] for wanted in batch.wanted for what in wanted if what in self._layers})
+        self._runner.start(batch, any("image" in wanted for wanted in batch.wanted), layers)
+        self._under_way.append(batch)
+        self._filling = None
+        self._tally.seconds["encode"] += time.perf_counter() - began
+
+    def _keep_all_but(self, ahead: int) -> None:
+        began = time.perf_counter()
+        while len(self._under_way) > ahead:
+            batch = self._under_way.popleft()
+            answer = self._runner.result(batch)
+            for what, buffer in self._buffers.items():
+                rows = [row for row, wanted in enumerate(batch.wanted) if what in wanted]
+                if rows:
+                    values = answer[self._layers.get(what, what)]
+                    _keep(buffer, [batch.keys[row] for row in rows], values[rows], self._tally)
+        self._tally.seconds["encode"] += time.perf_counter() - began
 
 
 def extract_texts(
@@ -118,7 +168,8 @@ def extract_texts(
     progress: Progress | None = None,
 ) -> None:
     """Compute and store the embeddings of texts that are all different and all missing."""
-    with Committing([buffer], tally, policy):
+    told = progress or _silent
+    with Storing([buffer], tally, policy) as store:
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             some = list(texts[start : start + TEXTS_AT_ONCE])
             began = time.perf_counter()
@@ -126,23 +177,12 @@ def extract_texts(
             values = as_array(encoder.encode_text(some))
             tally.seconds["encode"] += time.perf_counter() - began
             _keep(buffer, list(keys[start : start + TEXTS_AT_ONCE]), values, tally)
-            if policy.due([buffer]):
-                policy.commit([buffer], tally)
-            if progress is not None:
-                progress("embed texts", start + len(some), len(texts))
+            store.when_due()
+            told("embed texts", start + len(some), len(texts))
 
 
-def as_array(values: Any) -> np.ndarray:
-    """Return a tensor on any device, or an array, as a NumPy array."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-
-
-class _Pending(NamedTuple):
-    """One image of the batch that is filling up: its key, pixels and the products that lack it."""
-
-    key: bytes
-    pixels: np.ndarray
-    wanted: tuple[str, ...]
+def _silent(name: str, done: int, total: int) -> None:
+    pass
 
 
 def _timed(items: Iterator[Item], seconds: dict[str, float], name: str) -> Iterator[Item]:
@@ -157,46 +197,21 @@ def _timed(items: Iterator[Item], seconds: dict[str, float], name: str) -> Itera
         yield item
 
 
-def _sort_in(
+def _noted(
     decoded: Decoded, buffers: Mapping[str, RowBuffer], tally: Tally, learned: Callable[[Decoded], None]
-) -> _Pending | None:
-    """Count a decoded image, keep its pixels where they are wanted, and return it if it has to be encoded."""
+) -> bytes | None:
+    """Count a decoded image and list a failure; return its key unless it failed."""
     tally.opened += decoded.read_at > 0
     if decoded.key is not None:
         learned(decoded)
-    if decoded.failure:
-        failure = (",".join(buffers), decoded.failure)
-        if decoded.key is None:
-            tally.failed_positions[decoded.work.position] = failure
-        else:
-            tally.failed_keys[decoded.key] = failure
-        return None
-    key, pixels = decoded.key, decoded.pixels
-    if key is None or pixels is None:
-        return None
-    wanted = tuple(what for what, buffer in buffers.items() if buffer.take(key))
-    if "pixels" in wanted:
-        buffers["pixels"].add(key, pixels)
-        wanted = tuple(what for what in wanted if what != "pixels")
-    return _Pending(key, pixels, wanted) if wanted else None
-
-
-def _encode_images(
-    batch: Sequence[_Pending],
-    encoder: EncoderLike,
-    buffers: Mapping[str, RowBuffer],
-    layers: Mapping[str, int],
-    tally: Tally,
-    batch_size: int,
-) -> None:
-    pixels = np.zeros((batch_size, *batch[0].pixels.shape), np.uint8)
-    for row, pending in enumerate(batch):
-        pixels[row] = pending.pixels
-    for what, buffer in buffers.items():
-        rows = [row for row, pending in enumerate(batch) if what in pending.wanted]
-        if rows:
-            computed = encoder.tokens(pixels, layers[what]) if what in layers else encoder.encode_pixels(pixels)
-            _keep(buffer, [batch[row].key for row in rows], as_array(computed)[rows], tally)
+    if not decoded.failure:
+        return decoded.key
+    failure = (",".join(buffers), decoded.failure)
+    if decoded.key is None:
+        tally.failed_positions[decoded.work.position] = failure
+    else:
+        tally.failed_keys[decoded.key] = failure
+    return None
 
 
 def _keep(buffer: RowBuffer, keys: Sequence[bytes], values: np.ndarray, tally: Tally) -> None:

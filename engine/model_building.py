@@ -14,7 +14,6 @@ from typing import Any
 import open_clip
 import safetensors
 import torch
-from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 
 from engine.errors import ModelError
 from engine.model_files import TEXT_CONFIG_FILE, ModelFiles
@@ -142,16 +141,3 @@ def build_tokenizer(files: ModelFiles) -> Any:
     except _LOADING_ERRORS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the tokenizer of model {files.source!r} cannot be loaded: {first}") from error
-
-
-def texts_can_be_cut(model: Any, tokenizer: Any) -> bool:
-    """Tell whether a text's padding changes nothing: attention is masked and padding stands on the right."""
-    tower = getattr(model, "text", None)
-    return (
-        isinstance(tower, HFTextEncoder)
-        and isinstance(tower.pooler, MeanPooler | ClsPooler | ClsLastHiddenStatePooler)
-        and tower.config.model_type in ("bert", "roberta", "xlm-roberta")
-        and not tokenizer.tokenizer_mode
-        and tokenizer.tokenizer.padding_side == "right"
-        and tokenizer.tokenizer.pad_token_id == tower.config.pad_token_id
-    )

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from engine.array_format import METADATA, STORE
-from engine.errors import CacheError
 from engine.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES
 
@@ -70,6 +69,7 @@ class RowBuffer:
         self._cache, self._description = cache, description
         self._keys: list[bytes] = []
         self._rows: list[np.ndarray] = []
+        self._leaving: tuple[list[bytes], list[np.ndarray]] = [], []
         self._taken: set[bytes] = set()
         self.array: KeyedArray | None = None
         if (cache / STORE / kind / name / METADATA).exists():
@@ -79,9 +79,13 @@ class RowBuffer:
         """Tell of keys, (m, 16) uint8, which have no committed row."""
         return np.ones(len(keys), bool) if self.array is None else self.array.find(keys) < 0
 
+    def lacks_one(self, key: bytes) -> bool:
+        """Tell of one key whether it has no committed row."""
+        return bool(self.lacks(np.frombuffer(key, np.uint8)[None])[0])
+
     def take(self, key: bytes) -> bool:
         """Claim a key for computing; False where it is stored or was claimed before."""
-        if key in self._taken or not self.lacks(np.frombuffer(key, np.uint8)[None])[0]:
+        if key in self._taken or not self.lacks_one(key):
             return False
         self._taken.add(key)
         return True
@@ -96,7 +100,7 @@ class RowBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes waiting."""
+        """Bytes waiting, without those handed over."""
         return len(self._rows) * self._rows[0].nbytes if self._rows else 0
 
     @property
@@ -104,16 +108,24 @@ class RowBuffer:
         """Payload bytes of a stored row, 0 as long as there is no array."""
         return self.array.form.row_bytes if self.array is not None else 0
 
+    def hand_over(self) -> None:
+        """Set the waiting rows aside for `commit`, so that further ones can be added meanwhile."""
+        self._leaving, self._keys, self._rows = (self._keys, self._rows), [], []
+
     def commit(self) -> int:
-        """Store what waits; return the rows added (another writer may have stored some)."""
-        if not self._keys:
+        """Store the rows that were handed over; return how many were added (another writer may have stored some)."""
+        leaving, rows = self._leaving
+        if not leaving:
             return 0
         if self.array is None:
-            self.array = KeyedArray.create(self._cache, self.kind, self.name, self._rows[0].shape, self._description)
-        keys = np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, KEY_BYTES)
-        added = self.array.append(keys, np.stack(self._rows))
-        self._keys, self._rows = [], []
-        return added
+            self.array = KeyedArray.create(self._cache, self.kind, self.name, rows[0].shape, self._description)
+        keys = np.frombuffer(b"".join(leaving), np.uint8).reshape(-1, KEY_BYTES)
+        return self.array.append(keys, np.stack(rows))
+
+    def forget_committed(self) -> None:
+        """Let go of the rows that `commit` has stored; from now on the array knows their keys."""
+        self._taken.difference_update(self._leaving[0])
+        self._leaving = [], []
 
     def finish(self) -> None:
         """Make the array's metadata exact."""
@@ -149,30 +161,9 @@ class CommitPolicy:
             return any(len(buffer) >= self.rows for buffer in buffers)
         return any(buffer.nbytes >= COMMIT_BYTES for buffer in buffers)
 
-    def commit(self, buffers: Sequence[RowBuffer], tally: Tally) -> None:
-        """Commit all buffers and count their rows."""
-        start = time.perf_counter()
-        for buffer in buffers:
-            tally.computed[buffer.what] = tally.computed.get(buffer.what, 0) + buffer.commit()
-        tally.seconds["store"] += time.perf_counter() - start
+    def begun(self) -> None:
+        """Note that a commit begins now."""
         self._last = self.clock()
-        if self.on_commit is not None:
-            self.on_commit()
-
-
-class Committing:
-    """Commits what is computed at the end of a with block, also when an error or Ctrl-C ends it."""
-
-    def __init__(self, buffers: Sequence[RowBuffer], tally: Tally, policy: CommitPolicy) -> None:
-        self._buffers, self._tally, self._policy = buffers, tally, policy
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # After a failed commit (a full disk) a second try would only hide the error.
-        if kind is None or not issubclass(kind, CacheError):
-            self._policy.commit(self._buffers, self._tally)
 
 
 def to_half(values: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:

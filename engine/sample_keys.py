@@ -6,7 +6,6 @@ Comes in: data sets. Goes out: (n, 16) keys, zeros where there is no content or 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from engine import sample_table
 from engine.dataset import Dataset, Reader
-from engine.decoding import ordered_map
+from engine.decoding import default_workers, ordered_map
 from engine.errors import ImageError
 from engine.keys import KEY_BYTES, key_of_content
 from engine.sample_scan import Scan, find_names, in_blocks, names_of, scan_dataset
@@ -118,12 +117,6 @@ class SampleKeys:
             for position, key in zip(todo.tolist(), keys, strict=True):
                 if key is not None:
                     scan.learn(position, key, None, 0)
-
-
-def default_workers() -> int:
-    """Return how many threads read and decode: the cores this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16)
 
 
 def stacked(keys: Sequence[bytes]) -> np.ndarray:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -72,6 +73,26 @@ class Trunk(ABC):
     @abstractmethod
     def from_tokens(self, tokens: Tensor, layer: int) -> Tensor:
         """Return the embeddings (b, dim) of tokens (b, n, width) that are about to enter a block."""
+
+    @contextmanager
+    def watched(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Keep what enters some blocks, (b, n, width), during a forward pass within the with block."""
+        entered: dict[int, Tensor] = {}
+
+        def keep(layer: int, batch_first: bool) -> Callable[[nn.Module, tuple], None]:
+            def hook(module: nn.Module, inputs: tuple) -> None:
+                entered[layer] = inputs[0] if batch_first else inputs[0].transpose(0, 1)
+
+            return hook
+
+        transformer = getattr(self.visual, "transformer", None)
+        batch_first = getattr(transformer, "batch_first", True)
+        handles = [self.blocks[layer].register_forward_pre_hook(keep(layer, batch_first)) for layer in layers]
+        try:
+            yield entered
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @abstractmethod
     def cam_layer(self, which: str | int | None = "default") -> CamLayer:

@@ -18,8 +18,8 @@ import pandas as pd
 from pydantic import Field
 
 from engine.cache import Cache
-from engine.embed import Plan, make_plan
 from engine.encoder import Encoder, load_encoder
+from engine.plan import Plan
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
@@ -28,6 +28,8 @@ from jobs.runs import PROVENANCE_FILE, open_run
 log = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.json"
+# What moves last bits: a run that goes on with another one takes these over.
+KEPT = ("batch_size", "compiled")
 LIMITS = {
     "decode": "reading and decoding images was the limit: more --workers, a faster disk, or cached pixels",
     "encode": "the model was the limit: a GPU, or another --precision",
@@ -42,6 +44,7 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
     workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
     commit_seconds: float = Field(30.0, gt=0, description="commit at least this often")
+    compiled: bool | None = Field(None, description="compile the image tower; by the size of the job if empty")
     rehash: bool = Field(False, description="read every file, also those that look unchanged")
     max_pixels: int | None = Field(None, ge=1, description="refuse larger images (decompression bombs)")
 
@@ -129,9 +132,15 @@ def run(
     dataset = opening.open_data(config)
     if encoder is None:
         encoder = load_encoder(config.model, device=config.device, precision=config.precision)
-    plan = _plan(cache, config, encoder, dataset.schema)
+    kept = unfinished_plan(cache.runs_path, encoder.id, dataset.schema, config.what)
+    if kept and config.batch_size is None:
+        log.info("going on with a stopped run, by its plan: batches of %s", kept["batch_size"])
     with open_run("embed", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        _write_plan(record.path(PLAN_FILE), plan, encoder.id, dataset.schema, config.what)
+
+        def write_plan(plan: Plan) -> None:
+            values = {"encoder": encoder.id, "dataset": dataset.schema, "what": list(config.what), **asdict(plan)}
+            record.path(PLAN_FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
         record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
         with record.step("embed") as step:
             try:
@@ -139,11 +148,13 @@ def run(
                     dataset,
                     encoder,
                     config.what,
-                    batch_size=plan.batch_size,
-                    workers=plan.workers,
+                    batch_size=config.batch_size or kept.get("batch_size"),
+                    workers=config.workers,
                     commit_seconds=config.commit_seconds,
                     rehash=config.rehash,
                     limits={"max_pixels": config.max_pixels} if config.max_pixels else None,
+                    compiled=kept.get("compiled") if config.compiled is None else config.compiled,
+                    settled=write_plan,
                     progress=progress,
                 )
             except KeyboardInterrupt:
@@ -167,29 +178,17 @@ def run(
     )
 
 
-def _plan(cache: Cache, config: Config, encoder: Encoder, schema: str) -> Plan:
-    """Return the plan, with the batch size of the run that this one goes on with unless another one is asked for."""
-    kept = None if config.batch_size else unfinished_batch_size(cache.runs_path, encoder.id, schema, config.what)
-    if kept:
-        log.info("going on with a stopped run in its batches of %d", kept)
-    return make_plan(encoder, config.batch_size or kept, config.workers, None, config.commit_seconds, None)
-
-
-def unfinished_batch_size(runs: Path, encoder_id: str, schema: str, what: Sequence[str]) -> int | None:
-    """Return the batch size of the latest run of the same work, if that run was not finished."""
+def unfinished_plan(runs: Path, encoder_id: str, schema: str, what: Sequence[str]) -> dict[str, Any]:
+    """Return batch size and compilation of the latest run of the same work, if that run was not finished."""
     wanted = {"encoder": encoder_id, "dataset": schema, "what": list(what)}
     # By time and not by name: ids of one second do not sort by time.
     plans = sorted(runs.glob(f"*-embed-*/{PLAN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for folder in (path.parent for path in plans):
         plan = _read(folder / PLAN_FILE)
         if {name: plan.get(name) for name in wanted} == wanted:
-            return None if _read(folder / PROVENANCE_FILE).get("status") == "done" else plan.get("batch_size")
-    return None
-
-
-def _write_plan(path: Path, plan: Plan, encoder_id: str, schema: str, what: Sequence[str]) -> None:
-    values = {"encoder": encoder_id, "dataset": schema, "what": list(what), **asdict(plan)}
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            done = _read(folder / PROVENANCE_FILE).get("status") == "done"
+            return {} if done else {name: plan.get(name) for name in KEPT}
+    return {}
 
 
 def _read(path: Path) -> dict[str, Any]:

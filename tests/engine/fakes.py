@@ -60,6 +60,10 @@ class FakeEncoder:
             values[pixels[:, 0, 0, 0] == red, 0] = value
         return values
 
+    def encode_batch(self, pixels: np.ndarray, *, image: bool = True, layers=()) -> dict:
+        answer = {"image": self.encode_pixels(pixels)} if image else {}
+        return answer | {layer: self.tokens(pixels, layer) for layer in layers}
+
     def _project(self, pixels: np.ndarray) -> np.ndarray:
         flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255
         return np.stack([row @ self.projection for row in flat]).astype(np.float32)

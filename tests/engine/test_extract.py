@@ -72,7 +72,7 @@ def test_ordered_map__a_dead_worker_stops_it_with_its_own_error():
     with pytest.raises(ZeroDivisionError, match="worker 5 died"):
         for result in ordered_map(dies, range(1000), workers=2, ahead=8):
             got.append(result)
-    assert got == list(range(5)) and len(begun) < 30
+    assert got == list(range(len(got))) and len(got) <= 5 and len(begun) < 30
 
 
 # -- What is stored --------------------------------------------------------------------------------------------------

@@ -85,13 +85,16 @@ def test_embed__again_computes_nothing_and_lists_the_failure_again(cached, folde
 
 def test_embed__goes_on_with_a_stopped_run_in_its_batches(tmp_path, folder, model, monkeypatch, caplog):
     real = Cache.embed
-    asked = []
+    plans = []
 
-    def stopped(self, *arguments, batch_size, **options):
-        asked.append(batch_size)
-        if len(asked) == 1:
-            raise KeyboardInterrupt
-        return real(self, *arguments, batch_size=batch_size, **options)
+    def stopped(self, *arguments, settled, **options):
+        def note(plan):
+            settled(plan)
+            plans.append((plan.batch_size, plan.compiled))
+            if len(plans) == 1:
+                raise KeyboardInterrupt
+
+        return real(self, *arguments, settled=note, **options)
 
     monkeypatch.setattr(Cache, "embed", stopped)
     with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING):
@@ -99,7 +102,7 @@ def test_embed__goes_on_with_a_stopped_run_in_its_batches(tmp_path, folder, mode
     assert "the same command goes on from there" in caplog.text
     embed.run(config(folder, model, tmp_path))
     embed.run(config(folder, model, tmp_path))
-    assert asked == [5, 5, 32]
+    assert plans == [(5, False), (5, False), (32, False)]
 
 
 def test_search__by_text_image_and_sample_against_brute_force(cached, folder, model):
