@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,56 +15,95 @@ import numpy as np
 
 from engine import array_format
 from engine.array_format import CHECK, DAMAGED, KEY, METADATA, STORE, ArrayFormat
-from engine.durable import make_folder, sync_folder, write_error, write_whole
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.lock import record_lock
+from engine.storage import LocalStorage, Storage, storage_of
+
+# Key chunks asked for at once where each request takes its time.
+CHUNKS_AT_ONCE = 64
 
 
-def list_arrays(cache: Path) -> list[tuple[str, str]]:
+def list_arrays(cache: str | os.PathLike[str] | Storage) -> list[tuple[str, str]]:
     """Return (kind, name) of all keyed arrays of a cache, sorted."""
-    found = []
-    for kind in array_format.PARTS:
-        folder = cache / STORE / kind
-        if folder.is_dir():
-            found += [(kind, entry.name) for entry in os.scandir(folder) if (Path(entry.path) / METADATA).is_file()]
-    return sorted(found)
+    storage = storage_of(cache)
+    return sorted(
+        (kind, name)
+        for kind in array_format.PARTS
+        for name in storage.names(f"{STORE}/{kind}")
+        if name != METADATA and storage.exists(f"{array_name(kind, name)}/{METADATA}")
+    )
+
+
+def array_name(kind: str, name: str) -> str:
+    """Return the folder of an array within its cache."""
+    return f"{STORE}/{kind}/{name}"
+
+
+def has_array(cache: str | os.PathLike[str] | Storage, kind: str, name: str) -> bool:
+    """Tell whether a cache has an array."""
+    return storage_of(cache).exists(f"{array_name(kind, name)}/{METADATA}")
+
+
+def read_group(storage: Storage, kind: str, name: str) -> bytes:
+    """Return an array's group metadata as they are stored; CacheError where there is no such array."""
+    path = f"{array_name(kind, name)}/{METADATA}"
+    try:
+        return storage.read(path)
+    except FileNotFoundError:
+        raise CacheError(f"no array {kind}/{name} in the cache: there is no {storage.place(path)}") from None
 
 
 def read_format(folder: Path) -> ArrayFormat:
-    """Return what an array's group says it is; CacheError where there is none, it is newer or damaged."""
-    path = folder / METADATA
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CacheError(
-            f"no array {folder.parent.name}/{folder.name} in the cache: {path}: {error.strerror}"
-        ) from error
-    return array_format.parse_group(content, path)
+    """Return what the group of a local array says it is; CacheError where there is none, it is newer or damaged."""
+    content = read_group(LocalStorage(folder.parent.parent.parent), folder.parent.name, folder.name)
+    return array_format.parse_group(content, folder / METADATA)
 
 
-def promised_rows(folder: Path, form: ArrayFormat) -> int:
+def promised_rows(storage: Storage, folder: str) -> int:
     """Return the rows that an array's metadata promise; those of a lost zarr.json are rewritten at the next commit."""
+    path = f"{folder}/{METADATA}"
     try:
-        return int(json.loads((folder / METADATA).read_bytes())["shape"][0])
+        return int(json.loads(storage.read(path))["shape"][0])
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise CacheError(f"{folder / METADATA} cannot be read ({error!r}); {DAMAGED}") from error
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise CacheError(f"{storage.place(path)} cannot be read ({error!r}); {DAMAGED}") from error
 
 
-def read_keys(folder: Path, form: ArrayFormat, number: int) -> np.ndarray | None:
-    """Return a chunk of keys, (chunk_rows, 16) uint8, zeros after the last row; None where there is no such chunk."""
-    path = folder / form.chunk_file(KEY, number)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CacheError(f"chunk file {path} cannot be read ({error.strerror}); {DAMAGED}") from error
-    if len(content) != form.chunk_file_bytes(KEY):
-        raise CacheError(f"{path} has {len(content):,} bytes instead of {form.chunk_file_bytes(KEY):,}; {DAMAGED}")
-    return np.frombuffer(content, np.uint8).reshape(form.chunk_rows, KEY_BYTES)
+def read_keys(storage: Storage, form: ArrayFormat, first: int, promised: int) -> Iterator[np.ndarray]:
+    """Yield the chunks of keys from a chunk on, (rows, 16) uint8, up to the last key that is there.
+
+    Parameters
+    ----------
+    first : int
+        Number of the first chunk.
+    promised : int
+        Rows of the whole array that are sure to have a key; they are asked for many chunks at once.
+
+    Raises
+    ------
+    CacheError
+        A chunk file has another size than it must, or cannot be read.
+    """
+    number, folder = first, f"{array_name(form.kind, form.name)}/{KEY}"
+    while True:
+        sure = -(-promised // form.chunk_rows) - number
+        numbers = range(number, number + min(max(sure, 1), CHUNKS_AT_ONCE))
+        names = [f"{folder}/{form.chunk_file(KEY, each)}" for each in numbers]
+        for name, content in zip(names, storage.read_many(names), strict=False):
+            if content is None:
+                return
+            if len(content) != form.chunk_file_bytes(KEY):
+                raise CacheError(
+                    f"{storage.place(name)} has {len(content):,} bytes instead of {form.chunk_file_bytes(KEY):,}; "
+                    f"{DAMAGED}"
+                )
+            keys = np.frombuffer(content, np.uint8).reshape(form.chunk_rows, KEY_BYTES)
+            count = count_keys(keys)
+            yield keys[:count]
+            if count < form.chunk_rows:
+                return
+            number += 1
 
 
 def fill_value(dtype: np.dtype) -> float:
@@ -73,54 +112,47 @@ def fill_value(dtype: np.dtype) -> float:
 
 
 def count_keys(keys: np.ndarray) -> int:
-    """Return how many rows at the start of a chunk have a key."""
-    present = np.asarray(keys.any(axis=1))
+    """Return how many rows at the start of a chunk, (n, 16) uint8, have a key."""
+    words = np.ascontiguousarray(keys).view(np.uint64)
+    present = (words[:, 0] | words[:, 1]) != 0
     return len(keys) if present.all() else int(np.argmin(present))
 
 
+def lock_name(kind: str, name: str) -> str:
+    """Return the name of an array's lock, whose file is never removed."""
+    return f"locks/{kind}/{name}.lock"
+
+
+def scratch_name(kind: str, name: str) -> str:
+    """Return the folder of an array's temporary files, which belongs to the holder of its lock."""
+    return f"tmp/{kind}/{name}"
+
+
 def lock_path(cache: Path, kind: str, name: str) -> Path:
-    """Return the lock file of an array, which is never removed."""
-    return cache / "locks" / kind / f"{name}.lock"
+    """Return the lock file of an array of a local cache."""
+    return cache / lock_name(kind, name)
 
 
 def scratch_path(cache: Path, kind: str, name: str) -> Path:
-    """Return the folder of an array's temporary files, which belongs to the holder of its lock."""
-    return cache / "tmp" / kind / name
+    """Return the folder of an array's temporary files in a local cache."""
+    return cache / scratch_name(kind, name)
 
 
-def swept(scratch: Path) -> Path:
-    """Return a scratch folder without what a killed holder of the lock has left in it."""
-    make_folder(scratch)
-    for entry in os.scandir(scratch):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
-    return scratch
-
-
-def create_array(cache: Path, folder: Path, form: ArrayFormat) -> None:
-    """Build an empty array beside and rename it to its place, so that nobody ever sees a part of one."""
+def create_array(storage: Storage, form: ArrayFormat) -> None:
+    """Make an empty array where there is none yet."""
     form = replace(form, chunk_rows=array_format.choose_chunk_rows(form.row_bytes))
-    with record_lock(lock_path(cache, form.kind, form.name)):
-        scratch = swept(scratch_path(cache, form.kind, form.name))
-        if (folder / METADATA).exists():
+    with storage.lock(lock_name(form.kind, form.name)):
+        scratch = scratch_name(form.kind, form.name)
+        storage.sweep(scratch)
+        if has_array(storage, form.kind, form.name):
             return
-        for parent in (folder.parent.parent, folder.parent):
-            make_folder(parent)
-            if not (parent / METADATA).exists():
-                write_whole(parent / METADATA, [array_format.document_bytes(array_format.parent_document())], scratch)
-                sync_folder(parent)
-        new = scratch / "new"
-        for part in (form.payload, CHECK, KEY):
-            make_folder(new / part)
-            document = array_format.document_bytes(form.array_document(part, 0))
-            write_whole(new / part / METADATA, [document], scratch)
-            sync_folder(new / part)
-        write_whole(new / METADATA, [array_format.document_bytes(form.group_document())], scratch)
-        sync_folder(new)
-        try:
-            os.rename(new, folder)
-        except OSError as error:
-            raise write_error(error, folder) from error
-        sync_folder(folder.parent)
+        for parent in (STORE, f"{STORE}/{form.kind}"):
+            if not storage.exists(f"{parent}/{METADATA}"):
+                document = array_format.document_bytes(array_format.parent_document())
+                storage.make_folder(parent)
+                storage.put([(f"{parent}/{METADATA}", [document])], scratch)
+        parts = (form.payload, CHECK, KEY)
+        documents = [(f"{part}/{METADATA}", form.array_document(part, 0)) for part in parts]
+        documents.append((METADATA, form.group_document()))
+        files = [(name, [array_format.document_bytes(document)]) for name, document in documents]
+        storage.put_folder(array_name(form.kind, form.name), files, scratch)

@@ -1,27 +1,63 @@
 """Reading chunk files by mapping them: memory speed for scans and for random rows.
 
-A chunk that is full never changes; the short last one is replaced by rename when rows are added, so a map of it is
-good for the rows it had and is opened again for later ones. A map holds a file descriptor, therefore only the most
-recently used ones stay open. Maps are read-only and files are never truncated, so a map never faults.
+`LocalChunks` gives the rows of one array of a keyed array in a local folder. Where the system can place maps
+(`engine.address_range`), `SideBySide` maps all chunk files one after the other, so that a gather is one NumPy operation
+on one array; elsewhere, and past the system's limit of maps, `RecentChunks` keeps the last used maps.
+
+A chunk that is full never changes; the short last one is replaced by rename when rows are added, and is then mapped
+over the old one. Maps are read-only, and no file of the cache is ever truncated. One that was shortened from outside is
+an error and not a crash: sizes are compared when a file is mapped, and maps are asked for their last page before each
+read (less than a page missing is left to the rows' checks). One that was unlinked, as when an array is rebuilt while it
+is read, stays whole for those who have it mapped.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from engine import address_range
+from engine.address_range import PAGE, AddressRange, NoAddresses
 from engine.array_format import DAMAGED, ArrayFormat
 from engine.errors import CacheError
 
-MOST_OPEN = 128
+log = logging.getLogger(__name__)
+
+RESERVED_BYTES = 1 << 34
+MOST_RECENT = 128
 
 
-class ChunkMap:
-    """The chunk files of one array of a keyed array.
+class Chunks(Protocol):
+    """The rows of one array of a keyed array, chunk by chunk on disk, for several readers at once."""
+
+    def extend(self, count: int) -> None:
+        """Take in that there are `count` rows now; what cannot be read is an error when it is asked for, not here."""
+
+    def chunk(self, number: int, rows: int) -> np.ndarray:
+        """Return the first rows of a chunk as a read-only array, valid for as long as it is held.
+
+        Raises
+        ------
+        CacheError
+            The file is missing or has another size than its rows need.
+        """
+
+    def copy(self, start: int, out: np.ndarray) -> None:
+        """Copy consecutive rows from row `start` on into out, (m, ...); errors as `chunk`."""
+
+    def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows, (m,) int64 in any order, into out, (m, ...); errors as `chunk`."""
+
+
+class ChunkFiles:
+    """Where the chunk files of an array are, and what is wrong with one.
 
     Parameters
     ----------
@@ -33,62 +69,296 @@ class ChunkMap:
     """
 
     def __init__(self, folder: Path, form: ArrayFormat, part: str) -> None:
-        self._folder, self._form, self._part = folder, form, part
-        self._maps: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.folder, self._form, self._part = folder, form, part
+        self.bytes, self.rows = form.chunk_file_bytes(part), form.chunk_rows
+        self.row_shape, self.dtype = form.part_shape(part), form.part_dtype(part)
+
+    def path(self, number: int) -> Path:
+        """Return the file of a chunk."""
+        return self.folder / self._form.chunk_file(self._part, number)
+
+    def open(self, number: int) -> int:
+        """Return a descriptor of a chunk's file; CacheError where it is missing or has another size than it must."""
+        path = self.path(number)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CacheError(f"chunk file {path} cannot be read ({error.strerror}); {DAMAGED}") from error
+        found = os.fstat(descriptor).st_size
+        if found != self.bytes:
+            os.close(descriptor)
+            raise self.wrong_size(number, found)
+        return descriptor
+
+    def wrong_size(self, number: int, found: int | None = None) -> CacheError:
+        """Return the error of a file of another size than it must have, for the caller to raise."""
+        path = self.path(number)
+        if found is None:
+            found = path.stat().st_size if path.exists() else 0
+        return CacheError(f"{path} has {found:,} bytes instead of {self.bytes:,}; {DAMAGED}")
+
+
+class LocalChunks:
+    """Chunk files of a local folder: side by side for as long as the system has room for that, then the recent ones.
+
+    Parameters
+    ----------
+    folder, form, part
+        See `ChunkFiles`.
+    """
+
+    def __init__(self, folder: Path, form: ArrayFormat, part: str) -> None:
+        self._files = ChunkFiles(folder, form, part)
+        self._way: Chunks = SideBySide(self._files) if address_range.supported() else _recent_maps(self._files)
+
+    def extend(self, count: int) -> None:
+        """See `Chunks.extend`."""
+        try:
+            self._way.extend(count)
+        except NoAddresses as error:
+            log.warning(
+                "%s has more chunk files than this system maps at once (%s), so reading it is slower; raising "
+                "vm.max_map_count or the limit of virtual memory helps",
+                self._files.folder,
+                error,
+            )
+            self._way = _recent_maps(self._files)
+            self._way.extend(count)
 
     def chunk(self, number: int, rows: int) -> np.ndarray:
-        """Return the first rows of a chunk as a read-only array, valid for as long as it is held.
+        """See `Chunks.chunk`."""
+        return self._way.chunk(number, rows)
 
-        Raises
-        ------
-        CacheError
-            The file is missing or has another size than its rows need.
-        """
+    def copy(self, start: int, out: np.ndarray) -> None:
+        """See `Chunks.copy`."""
+        self._way.copy(start, out)
+
+    def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """See `Chunks.gather`."""
+        self._way.gather(rows, out)
+
+
+class _Mapped(NamedTuple):
+    """A state that readers take as a whole.
+
+    Parameters
+    ----------
+    room : AddressRange
+    there : ndarray of bool, (chunks,)
+        Which chunks are mapped.
+    grid : ndarray, (chunks, chunk_rows, ...)
+        All chunks that have room.
+    flat : ndarray, (chunks * chunk_rows, ...), or None
+        The same as rows, where chunks leave no gap between them.
+    """
+
+    room: AddressRange
+    there: np.ndarray
+    grid: np.ndarray
+    flat: np.ndarray | None
+
+
+class SideBySide:
+    """All chunk files mapped one after the other into one reserved range of addresses."""
+
+    def __init__(self, files: ChunkFiles) -> None:
+        self._files = files
+        # Files are mapped by whole pages; where a chunk ends within one, the next begins at the next page.
+        self._stride = -(-files.bytes // PAGE) * PAGE
+        self._count = 0
+        self._lock = threading.Lock()
+        self._mapped: _Mapped | None = None
+
+    def extend(self, count: int) -> None:
+        """See `Chunks.extend`; NoAddresses where there is no room."""
         with self._lock:
-            mapped, known = self._maps.get(number, (None, 0))
-            if mapped is None or known < rows:
-                mapped = self._open(number)
-                self._maps[number] = (mapped, rows)
-                while len(self._maps) > MOST_OPEN:
-                    self._maps.popitem(last=False)
-            self._maps.move_to_end(number)
-        return mapped[:rows]
+            chunks = -(-count // self._files.rows)
+            mapped = self._mapped
+            if mapped is None or chunks > len(mapped.there):
+                mapped, first = self._reserved(chunks), 0
+            else:
+                # The chunk that was short has been replaced since.
+                first = self._count // self._files.rows
+            for number in range(first, chunks):
+                try:
+                    self._map(mapped, number)
+                except CacheError as error:
+                    log.debug("left for the moment at which it is read: %s", error)
+            self._mapped, self._count = mapped, count
 
-    def gather(self, rows: np.ndarray, count: int, out: np.ndarray) -> None:
-        """Copy rows, (m,) int64 in any order, into out, (m, ...); `count` is how many rows the array has."""
+    def chunk(self, number: int, rows: int) -> np.ndarray:
+        """See `Chunks.chunk`."""
+        return self._ready(np.array([number])).grid[number, :rows]
+
+    def copy(self, start: int, out: np.ndarray) -> None:
+        """See `Chunks.copy`."""
+        if not len(out):
+            return
+        first, last = start // self._files.rows, (start + len(out) - 1) // self._files.rows
+        mapped = self._ready(np.arange(first, last + 1))
+        if mapped.flat is not None:
+            out[...] = mapped.flat[start : start + len(out)]
+            return
+        for number, inside, into in spans(start, len(out), self._files.rows):
+            out[into] = mapped.grid[number, inside]
+
+    def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """See `Chunks.gather`."""
         if not len(rows):
             return
-        chunk_rows = self._form.chunk_rows
-        ascending = bool((rows[1:] >= rows[:-1]).all())
-        order = None if ascending else np.argsort(rows, kind="stable")
-        ordered = rows if order is None else rows[order]
-        numbers = ordered // chunk_rows
+        numbers = rows // self._files.rows
+        touched = np.zeros(int(numbers.max()) + 1, bool)
+        touched[numbers] = True
+        mapped = self._ready(np.flatnonzero(touched))
+        if mapped.flat is not None:
+            # The callers' rows are within the array; "clip" only spares NumPy a copy of the result.
+            np.take(mapped.flat, rows, axis=0, out=out, mode="clip")
+        else:
+            out[...] = mapped.grid[numbers, rows - numbers * self._files.rows]
+
+    def _ready(self, numbers: np.ndarray) -> _Mapped:
+        """Return the maps once it is sure that some chunks can be read from them."""
+        mapped = self._mapped
+        if mapped is None:
+            raise IndexError(f"chunk {numbers[0]} asked of none in {self._files.folder}")
+        for number in numbers[~mapped.there[numbers]].tolist():
+            with self._lock:
+                try:
+                    self._map(mapped, number)
+                except NoAddresses as error:
+                    raise CacheError(f"chunk file {self._files.path(number)} cannot be mapped: {error}") from error
+        lost = mapped.room.first_lost(numbers * self._stride + (self._files.bytes - 1))
+        if lost is not None:
+            raise self._files.wrong_size(int(numbers[lost]))
+        return mapped
+
+    def _reserved(self, chunks: int) -> _Mapped:
+        size = max(4 * chunks * self._stride, RESERVED_BYTES // self._stride * self._stride)
+        while True:
+            try:
+                room = AddressRange(size)
+                break
+            except NoAddresses:
+                size = size // 2 // self._stride * self._stride
+                if size < chunks * self._stride:
+                    raise
+        files, steps = self._files, [self._files.dtype.itemsize]
+        for length in reversed(files.row_shape):
+            steps.insert(0, steps[0] * length)
+        within, capacity = tuple(steps[1:]), size // self._stride
+        grid_strides = (self._stride, steps[0], *within)
+        grid = room.array(files.dtype, (capacity, files.rows, *files.row_shape), grid_strides)
+        flat = None
+        if self._stride == files.bytes:
+            flat = room.array(files.dtype, (capacity * files.rows, *files.row_shape), (steps[0], *within))
+        return _Mapped(room, np.zeros(capacity, bool), grid, flat)
+
+    def _map(self, mapped: _Mapped, number: int) -> None:
+        mapped.there[number] = False
+        descriptor = self._files.open(number)
+        try:
+            mapped.room.map_file(number * self._stride, descriptor, self._files.bytes)
+        except OSError as error:
+            path = self._files.path(number)
+            raise CacheError(f"chunk file {path} cannot be mapped ({error.strerror}); {DAMAGED}") from error
+        finally:
+            os.close(descriptor)
+        mapped.there[number] = True
+
+
+class RecentChunks:
+    """The chunks that were used last, loaded one by one.
+
+    Parameters
+    ----------
+    chunk_rows : int
+    load : callable(number)
+        Return a whole chunk, (chunk_rows, ...).
+    confirm : callable(number), optional
+        Called before a chunk that was loaded earlier is used again; raises where it must not be.
+    most : int
+        Chunks held at once.
+    """
+
+    def __init__(
+        self,
+        chunk_rows: int,
+        load: Callable[[int], np.ndarray],
+        confirm: Callable[[int], None] | None = None,
+        most: int = MOST_RECENT,
+    ) -> None:
+        self._chunk_rows, self._load, self._confirm, self._most = chunk_rows, load, confirm, most
+        self._count = 0
+        self._loaded: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def extend(self, count: int) -> None:
+        """See `Chunks.extend`; the chunk that was short is loaded again when rows are asked that it lacked."""
+        self._count = count
+
+    def chunk(self, number: int, rows: int) -> np.ndarray:
+        """See `Chunks.chunk`."""
+        with self._lock:
+            loaded, known = self._loaded.get(number, (None, 0))
+        if loaded is None or known < rows:
+            # Not under the lock: several threads may wait for several chunks.
+            known = max(self._count - number * self._chunk_rows, rows)
+            loaded = self._load(number)
+        elif self._confirm is not None:
+            self._confirm(number)
+        with self._lock:
+            self._loaded[number] = (loaded, known)
+            self._loaded.move_to_end(number)
+            while len(self._loaded) > self._most:
+                self._loaded.popitem(last=False)
+        return loaded[:rows]
+
+    def copy(self, start: int, out: np.ndarray) -> None:
+        """See `Chunks.copy`."""
+        for number, inside, into in spans(start, len(out), self._chunk_rows):
+            out[into] = self.chunk(number, inside.stop)[inside]
+
+    def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """See `Chunks.gather`."""
+        if not len(rows):
+            return
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        numbers = ordered // self._chunk_rows
         starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
             number = int(numbers[start])
-            chunk = self.chunk(number, min(chunk_rows, count - number * chunk_rows))
-            inside = ordered[start:stop] - number * chunk_rows
-            if inside[-1] - inside[0] == len(inside) - 1 and ascending and _consecutive(inside):
-                out[start:stop] = chunk[inside[0] : inside[-1] + 1]
-            elif order is None:
-                np.take(chunk, inside, axis=0, out=out[start:stop], mode="clip")
-            else:
-                out[order[start:stop]] = chunk[inside]
+            inside = ordered[start:stop] - number * self._chunk_rows
+            out[order[start:stop]] = self.chunk(number, int(inside[-1]) + 1)[inside]
 
-    def _open(self, number: int) -> np.ndarray:
-        path = self._folder / self._form.chunk_file(self._part, number)
-        shape = (self._form.chunk_rows, *self._form.part_shape(self._part))
+
+def _recent_maps(files: ChunkFiles) -> RecentChunks:
+    """Return the recent chunks of local files, each mapped by itself."""
+    opened: dict[int, tuple[int, int]] = {}
+
+    def load(number: int) -> np.ndarray:
+        with os.fdopen(files.open(number), "rb") as file:
+            status = os.fstat(file.fileno())
+            opened[number] = (status.st_dev, status.st_ino)
+            return np.memmap(file, files.dtype, "r", shape=(files.rows, *files.row_shape)).view(np.ndarray)
+
+    def confirm(number: int) -> None:
         try:
-            with open(path, "rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                expected = self._form.chunk_file_bytes(self._part)
-                if found != expected:
-                    raise CacheError(f"{path} has {found:,} bytes instead of {expected:,}; {DAMAGED}")
-                return np.memmap(file, self._form.part_dtype(self._part), "r", shape=shape).view(np.ndarray)
-        except OSError as error:
-            raise CacheError(f"chunk file {path} cannot be read ({error.strerror}); {DAMAGED}") from error
+            status = os.stat(files.path(number))
+        except FileNotFoundError:
+            return  # unlinked, and so whole for who has it mapped; as is one that another was renamed over
+        if (status.st_dev, status.st_ino) == opened[number] and status.st_size != files.bytes:
+            raise files.wrong_size(number, status.st_size)
+
+    return RecentChunks(files.rows, load, confirm)
 
 
-def _consecutive(rows: np.ndarray) -> bool:
-    return len(rows) < 2 or bool((np.diff(rows) == 1).all())
+def spans(start: int, count: int, chunk_rows: int) -> Iterator[tuple[int, slice, slice]]:
+    """Yield the chunks of consecutive rows: number, which of its rows, and where these stand among all."""
+    stop = start + count
+    while start < stop:
+        number, first = divmod(start, chunk_rows)
+        some = min(chunk_rows - first, stop - start)
+        into = start + count - stop
+        yield number, slice(first, first + some), slice(into, into + some)
+        start += some

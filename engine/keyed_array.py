@@ -8,31 +8,49 @@ on):
   rename), then goes on in new chunks: for each chunk the payload, then the checks, then the keys. **A row exists when
   its key is there**; a commit that dies in between leaves bytes that nobody counts and the next commit overwrites.
 - Each file is synced before its rename, and the folders of payload and checks before the keys are written, so the same
-  holds after a power cut. What `append` has returned for is on the disk.
+  holds after a power cut. What `append` has returned for is on the disk. Files of one step are synced several at once.
 - The shapes in Zarr's metadata follow the keys at the end of each commit. They may lag behind after a kill and never
   run ahead, so plain Zarr readers see whole rows only, and fewer keys than the shape says means damage.
-- Readers take no lock: they read keys first and payload after, by mapping the chunk files.
+- Readers take no lock: they read keys first and payload after. On a local disk all chunk files of the rows they know
+  are mapped, so who has an array open keeps reading it whole while another generation of it is swapped in; `refresh`
+  shows that one.
 - Temporary files lie under ``<cache>/tmp``, in a folder that is the lock holder's alone and swept by the next one.
 """
 
 from __future__ import annotations
 
-import shutil
+import itertools
+import os
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine import array_folder, array_format
-from engine.array_format import CHECK, DAMAGED, KEY, METADATA, STORE, ArrayFormat
-from engine.chunk_map import ChunkMap
-from engine.durable import sync_folder, write_whole
+from engine.array_format import CHECK, DAMAGED, KEY, METADATA, ArrayFormat
+from engine.chunk_map import Chunks
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.lock import record_lock
-from engine.row_check import row_checks
+from engine.row_check import all_finite, row_checks
 from engine.row_lookup import RowLookup, first_occurrences
+from engine.storage import NewFile, Storage, storage_of
+
+# Rows are copied and checked in blocks that the processor's cache holds, large reads by several threads.
+BLOCK_BYTES = 1 << 22
+BYTES_FOR_THREADS = 1 << 25
+MOST_THREADS = 4
+
+
+class _Known(NamedTuple):
+    """What a handle knows of one generation of an array; a reader takes it as a whole."""
+
+    form: ArrayFormat
+    lookup: RowLookup
+    payload: Chunks
+    checks: Chunks
 
 
 class KeyedArray:
@@ -41,19 +59,21 @@ class KeyedArray:
     Reading is safe from several threads and beside any number of writers; `refresh` shows what they have added.
     """
 
-    def __init__(self, cache: Path, form: ArrayFormat) -> None:
-        self._cache = cache
-        self.folder = cache / STORE / form.kind / form.name
-        self._reset(form)
+    def __init__(self, storage: Storage, kind: str, name: str) -> None:
+        self._storage, self._kind, self._name = storage, kind, name
+        self._folder = array_folder.array_name(kind, name)
+        self._group = b""
+        self._refreshing = threading.Lock()
+        self._learn_format(array_folder.read_group(storage, kind, name))
 
     @classmethod
-    def open(cls, cache: Path, kind: str, name: str) -> KeyedArray:
+    def open(cls, cache: str | os.PathLike[str] | Storage, kind: str, name: str) -> KeyedArray:
         """Open an array for reading and appending.
 
         Parameters
         ----------
-        cache : Path
-            The cache's folder.
+        cache : path, URL or Storage
+            See `engine.storage.storage_of`.
         kind : "image", "text", "pixels" or "tokens"
         name : str
             Id of the encoder (tokens: ``<encoder>@<layer>``) or of the preprocessing.
@@ -63,13 +83,18 @@ class KeyedArray:
         CacheError
             There is no such array, it was written by a newer format version, or it is damaged.
         """
-        array = cls(cache, array_folder.read_format(cache / STORE / kind / name))
+        array = cls(storage_of(cache), kind, name)
         array.refresh()
         return array
 
     @classmethod
     def create(
-        cls, cache: Path, kind: str, name: str, row_shape: tuple[int, ...], description: Mapping[str, Any]
+        cls,
+        cache: str | os.PathLike[str] | Storage,
+        kind: str,
+        name: str,
+        row_shape: tuple[int, ...],
+        description: Mapping[str, Any],
     ) -> KeyedArray:
         """Create an array, or open the one that is there.
 
@@ -87,73 +112,108 @@ class KeyedArray:
         """
         if not name or name.startswith(".") or "/" in name:
             raise CacheError(f"{name!r} cannot name an array of the cache; use letters, digits, '-', '_', '.' and '@'")
-        folder = cache / STORE / kind / name
-        if not (folder / METADATA).exists():
+        storage = storage_of(cache)
+        if not array_folder.has_array(storage, kind, name):
             form = ArrayFormat(
                 kind, name, tuple(int(size) for size in row_shape), 1, array_format.plain_json(description)
             )
-            array_folder.create_array(cache, folder, form)
-        array = cls.open(cache, kind, name)
+            array_folder.create_array(storage, form)
+        array = cls.open(storage, kind, name)
         if array.form.row_shape != tuple(row_shape):
             raise CacheError(
-                f"{array.folder} holds rows of shape {array.form.row_shape}, not {tuple(row_shape)}; two encoders must "
+                f"{array.place} holds rows of shape {array.form.row_shape}, not {tuple(row_shape)}; two encoders must "
                 "not share the id"
             )
         return array
 
-    def _reset(self, form: ArrayFormat) -> None:
-        self.form = form
-        self._keys = np.empty((0, KEY_BYTES), np.uint8)
-        self._lookup = RowLookup()
-        self._payload = ChunkMap(self.folder / form.payload, form, form.payload)
-        self._checks = ChunkMap(self.folder / CHECK, form, CHECK)
-
     # -- Reading ---------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._known.lookup)
+
+    @property
+    def form(self) -> ArrayFormat:
+        """Everything that is fixed about the array."""
+        return self._known.form
 
     @property
     def keys(self) -> np.ndarray:
-        """Keys of all rows known so far, (rows, 16) uint8."""
-        return self._keys
+        """Keys of all rows known so far, (rows, 16) uint8, read-only."""
+        return self._known.lookup.keys
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the group, the description among them."""
         return dict(self.form.group_document()["attributes"])
 
+    @property
+    def folder(self) -> Path:
+        """The array's folder; CacheError where the cache is not a folder of this machine."""
+        return self._storage.local_folder() / self._folder
+
+    @property
+    def place(self) -> str:
+        """Where the array is, for messages."""
+        return self._storage.place(self._folder)
+
     def refresh(self) -> None:
         """Take in the rows that were committed since, by reading only what was added.
+
+        Where the array was rebuilt since, everything is read anew, and rows have other numbers than before.
 
         Raises
         ------
         CacheError
             Keys are missing that must be there.
         """
-        form = array_folder.read_format(self.folder)
-        if form != self.form:
-            self._reset(form)
-        promised = array_folder.promised_rows(self.folder / KEY, form)
-        number, known = divmod(len(self), form.chunk_rows)
-        added = []
-        while (chunk := array_folder.read_keys(self.folder / KEY, form, number)) is not None:
-            count = array_folder.count_keys(chunk)
-            added.append(chunk[known:count])
-            if count < form.chunk_rows:
-                break
-            number, known = number + 1, 0
-        if added:
-            self._learn(np.concatenate(added))
+        with self._refreshing:
+            while True:
+                content = array_folder.read_group(self._storage, self._kind, self._name)
+                try:
+                    self._learn_format(content)
+                    added, promised = self._added_keys()
+                except CacheError:
+                    if self._is_still(content):
+                        raise
+                    continue
+                if self._is_still(content):
+                    break
+            self._known.lookup.add(added)
         if len(self) < promised:
             raise CacheError(
-                f"{self.folder} has {len(self):,} keys, its metadata promise {promised:,} rows: chunk "
-                f"{len(self) // form.chunk_rows} of the keys is missing or damaged; {DAMAGED}"
+                f"{self.place} has {len(self):,} keys, its metadata promise {promised:,} rows: chunk "
+                f"{len(self) // self.form.chunk_rows} of the keys is missing or damaged; {DAMAGED}"
             )
+
+    def _learn_format(self, content: bytes) -> None:
+        """Start over where the group's metadata are others than before."""
+        if content == self._group:
+            return
+        form = array_format.parse_group(content, Path(self._storage.place(f"{self._folder}/{METADATA}")))
+        if not self._group or form != self.form:
+            parts = (self._storage.chunks(f"{self._folder}/{part}", form, part) for part in (form.payload, CHECK))
+            self._known = _Known(form, RowLookup(), *parts)
+        self._group = content
+
+    def _added_keys(self) -> tuple[np.ndarray, int]:
+        """Return the keys that were added since, with their rows mapped, and how many rows the metadata promise."""
+        form, count = self.form, len(self)
+        promised = array_folder.promised_rows(self._storage, f"{self._folder}/{KEY}")
+        number, known = divmod(count, form.chunk_rows)
+        chunks = list(array_folder.read_keys(self._storage, form, number, promised))
+        added = np.concatenate(chunks)[known:] if chunks else np.empty((0, KEY_BYTES), np.uint8)
+        if len(added):
+            for part in (self._known.payload, self._known.checks):
+                part.extend(count + len(added))
+        return added, promised
+
+    def _is_still(self, content: bytes) -> bool:
+        """Tell whether the array is the one whose group metadata were read, and not one swapped in since."""
+        return not self._storage.shared or (array_folder.read_group(self._storage, self._kind, self._name) == content)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return the row numbers of keys, (m, 16) uint8, as (m,) int64; -1 where there is no row (yet)."""
-        return self._lookup.find(keys)
+        return self._known.lookup.find(keys)
 
     def read(self, rows: np.ndarray, *, verify: bool = True) -> np.ndarray:
         """Return the payload of some rows.
@@ -176,43 +236,66 @@ class KeyedArray:
         IndexError
             A row number outside the array.
         """
-        rows = np.asarray(rows, np.int64)
-        count = len(self)
+        known, rows = self._known, np.asarray(rows, np.int64)
+        count = len(known.lookup)
         if len(rows) and not (rows.min() >= 0 and rows.max() < count):
-            raise IndexError(f"rows {rows.min()}..{rows.max()} asked of {count} in {self.folder}")
-        values = np.empty((len(rows), *self.form.row_shape), self.form.dtype)
-        self._payload.gather(rows, count, values)
-        if verify:
-            checks = np.empty(len(rows), np.uint64)
-            self._checks.gather(rows, count, checks)
-            self._compare(rows, self._keys[rows], values, checks)
-        return values
+            raise IndexError(f"rows {rows.min()}..{rows.max()} asked of {count} in {self.place}")
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
+            return self._read(known, range(int(rows[0]), int(rows[-1]) + 1), verify)
+        return self._read(known, rows, verify)
 
     def read_all(self, *, verify: bool = True) -> np.ndarray:
         """Return the payload of all rows, (rows, *row_shape)."""
-        return self.read(np.arange(len(self)), verify=verify)
+        known = self._known
+        return self._read(known, range(len(known.lookup)), verify)
 
     def chunks(self, *, verify: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row number and the payload of each chunk, mapped and not copied."""
-        count, chunk_rows = len(self), self.form.chunk_rows
-        for start in range(0, count, chunk_rows):
-            rows = np.arange(start, min(start + chunk_rows, count))
-            values = self._payload.chunk(start // chunk_rows, len(rows))
+        known, keys, chunk_rows = self._known, self._known.lookup.keys, self._known.form.chunk_rows
+        for start in range(0, len(keys), chunk_rows):
+            some = keys[start : start + chunk_rows]
+            values = known.payload.chunk(start // chunk_rows, len(some))
             if verify:
-                self._compare(rows, self._keys[rows], values, self._checks.chunk(start // chunk_rows, len(rows)))
+                wrong = row_checks(some, values) != known.checks.chunk(start // chunk_rows, len(some))
+                self._refuse(start + np.flatnonzero(wrong), len(some))
             yield start, values
 
-    def _compare(self, rows: np.ndarray, keys: np.ndarray, values: np.ndarray, checks: np.ndarray) -> None:
-        wrong = rows[row_checks(keys, values) != checks]
+    def _read(self, known: _Known, rows: np.ndarray | range, verify: bool) -> np.ndarray:
+        """Return the payload of rows, in blocks."""
+        form, keys = known.form, known.lookup.keys
+        values = np.empty((len(rows), *form.row_shape), form.dtype)
+        step = max(1, BLOCK_BYTES // max(form.row_bytes, 1))
+
+        def read_block(start: int) -> np.ndarray:
+            some, out = rows[start : start + step], values[start : start + step]
+            checks = np.empty(len(some), np.uint64)
+            for chunks, into in ((known.payload, out), (known.checks, checks))[: 1 + verify]:
+                if isinstance(some, range):
+                    chunks.copy(some.start, into)
+                else:
+                    chunks.gather(some, into)
+            if not verify:
+                return checks[:0].astype(np.int64)
+            these = keys[some.start : some.stop] if isinstance(some, range) else keys[some]
+            return np.asarray(some)[row_checks(these, out) != checks]
+
+        starts = range(0, len(rows), step)
+        if values.nbytes < BYTES_FOR_THREADS:
+            wrong = list(map(read_block, starts))
+        else:
+            with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "reading") as pool:
+                wrong = list(pool.map(read_block, starts))
+        if wrong:
+            self._refuse(np.concatenate(wrong), len(rows))
+        return values
+
+    def _refuse(self, wrong: np.ndarray, count: int) -> None:
+        """Raise where rows do not match their checks."""
         if len(wrong):
             raise CacheError(
-                f"{len(wrong):,} of {len(rows):,} rows read from {self.folder} do not match their checks, the first is "
+                f"{len(wrong):,} of {count:,} rows read from {self.place} do not match their checks, the first is "
                 f"row {wrong[0]} in chunk {wrong[0] // self.form.chunk_rows}; {DAMAGED}"
             )
-
-    def _learn(self, keys: np.ndarray) -> None:
-        self._lookup.add(keys)
-        self._keys = np.concatenate([self._keys, keys])
 
     # -- Writing ---------------------------------------------------------------------------------------------------
 
@@ -236,17 +319,18 @@ class KeyedArray:
         CacheError
             The disk is full or the cache cannot be written; the rows committed before stay valid.
         """
-        keys, payload = self._checked(keys, payload)
-        with record_lock(self._lock):
-            scratch = array_folder.swept(self._scratch)
+        keys, payload, checks = self._checked(keys, payload)
+        with self._storage.lock(self._lock):
+            self._storage.sweep(self._scratch)
             self.refresh()
             fresh = first_occurrences(keys)
             fresh = fresh[self.find(keys[fresh]) < 0]
             if len(fresh) < len(keys):
-                keys, payload = keys[fresh], payload[fresh]
+                keys, payload, checks = keys[fresh], payload[fresh], checks[fresh]
             if len(fresh):
-                self._commit(keys, payload, scratch)
-            self._write_metadata(scratch)
+                self._commit(keys, payload, checks)
+                self.refresh()
+            self._write_metadata()
         return len(fresh)
 
     def finish(self) -> None:
@@ -255,23 +339,24 @@ class KeyedArray:
         Writes nothing where nothing is amiss, so that a complete cache may be read-only.
         """
         self.refresh()
-        if not self._stale_metadata() and not self._scratch.exists():
+        if not self._stale_metadata() and not self._storage.exists(self._scratch):
             return
-        with record_lock(self._lock):
-            scratch = array_folder.swept(self._scratch)
+        with self._storage.lock(self._lock):
+            self._storage.sweep(self._scratch)
             self.refresh()
-            self._write_metadata(scratch)
-            shutil.rmtree(scratch, ignore_errors=True)
+            self._write_metadata()
+            self._storage.drop(self._scratch)
 
     @property
-    def _lock(self) -> Path:
-        return array_folder.lock_path(self._cache, self.form.kind, self.form.name)
+    def _lock(self) -> str:
+        return array_folder.lock_name(self._kind, self._name)
 
     @property
-    def _scratch(self) -> Path:
-        return array_folder.scratch_path(self._cache, self.form.kind, self.form.name)
+    def _scratch(self) -> str:
+        return array_folder.scratch_name(self._kind, self._name)
 
-    def _checked(self, keys: np.ndarray, payload: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(self, keys: np.ndarray, payload: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return keys, payload and the rows' checks; CacheError where these are no rows of this array."""
         form = self.form
         if keys.dtype != np.uint8 or keys.shape != (len(payload), KEY_BYTES):
             raise CacheError(f"keys of {form.name} must be uint8 ({len(payload)}, 16), not {keys.dtype} {keys.shape}")
@@ -279,46 +364,57 @@ class KeyedArray:
             raise CacheError(
                 f"rows of {form.name} must be {form.dtype} {form.row_shape}, not {payload.dtype} {payload.shape[1:]}"
             )
-        if not keys.any(axis=1).all():
+        keys, payload = np.ascontiguousarray(keys), np.ascontiguousarray(payload)
+        if array_folder.count_keys(keys) < len(keys):
             raise CacheError(f"a row of {form.name} has the key of nothing, all zeros; keys come from engine.keys")
-        if form.dtype.kind == "f" and not np.isfinite(payload).all():
-            raise CacheError(f"rows of {form.name} hold NaN or infinity; such a sample is a failure and is not stored")
-        return np.ascontiguousarray(keys), np.ascontiguousarray(payload)
+        checks, step = np.empty(len(keys), np.uint64), max(1, BLOCK_BYTES // max(form.row_bytes, 1))
+        for start in range(0, len(keys), step):
+            some = payload[start : start + step]
+            if not all_finite(some):
+                raise CacheError(
+                    f"rows of {form.name} hold NaN or infinity; such a sample is a failure and is not stored"
+                )
+            checks[start : start + step] = row_checks(keys[start : start + step], some)
+        return keys, payload, checks
 
-    def _commit(self, keys: np.ndarray, payload: np.ndarray, scratch: Path) -> None:
-        """Write the payload of all chunks that get rows, then their checks, then their keys, each durable before."""
-        form, chunk_rows = self.form, self.form.chunk_rows
-        rows = {form.payload: payload, CHECK: row_checks(keys, payload), KEY: keys}
-        maps = {form.payload: self._payload, CHECK: self._checks}
-        first, offset = divmod(len(self), chunk_rows)
-        for part in (form.payload, CHECK, KEY):
-            folder, shape, dtype = self.folder / part, form.part_shape(part), form.part_dtype(part)
-            for start in range(-offset, len(keys), chunk_rows):
-                number = first + (start + offset) // chunk_rows
-                some = rows[part][max(start, 0) : start + chunk_rows]
-                free = chunk_rows - max(-start, 0) - len(some)
-                pieces = [some, np.full((free, *shape), array_folder.fill_value(dtype), dtype)]
-                if start < 0:
-                    old = self._keys[start:] if part == KEY else maps[part].chunk(number, offset)
-                    pieces.insert(0, old)
-                write_whole(folder / form.chunk_file(part, number), pieces, scratch)
-                if part == KEY:  # key chunks appear strictly in order: a row is there only if all before it are
-                    sync_folder(folder)
-            if part != KEY:
-                sync_folder(folder)
-        self._learn(keys)
+    def _commit(self, keys: np.ndarray, payload: np.ndarray, checks: np.ndarray) -> None:
+        """Write the payload and checks of all chunks that get rows, durably, and then their keys in order."""
+        known = self._known
+        first, offset = divmod(len(self), known.form.chunk_rows)
+        payload_files = self._chunk_files(known.form.payload, known.payload, payload, first, offset)
+        check_files = self._chunk_files(CHECK, known.checks, checks, first, offset)
+        self._storage.put(itertools.chain(payload_files, check_files), self._scratch)
+        # Key chunks appear strictly in order: a row is there only if all before it are.
+        key_files = self._chunk_files(KEY, None, keys, first, offset)
+        self._storage.put(key_files, self._scratch, "one by one")
 
-    def _write_metadata(self, scratch: Path) -> None:
+    def _chunk_files(
+        self, part: str, old: Chunks | None, rows: np.ndarray, first: int, offset: int
+    ) -> Iterator[NewFile]:
+        """Yield the chunk files of new rows; the first one begins with the `offset` rows that it has already."""
+        form = self.form
+        shape, dtype = form.part_shape(part), form.part_dtype(part)
+        for start in range(-offset, len(rows), form.chunk_rows):
+            number = first + (start + offset) // form.chunk_rows
+            pieces = [rows[max(start, 0) : start + form.chunk_rows]]
+            if start < 0:
+                pieces.insert(0, self.keys[start:] if old is None else old.chunk(number, offset))
+            free = form.chunk_rows - sum(map(len, pieces))
+            pieces.append(np.full((free, *shape), array_folder.fill_value(dtype), dtype))
+            yield f"{self._folder}/{part}/{form.chunk_file(part, number)}", pieces
+
+    def _write_metadata(self) -> None:
         """Bring the arrays' shapes up to the keys: payload and checks before the keys, as a plain reader needs it."""
-        for path, document in self._stale_metadata():
-            write_whole(path, [document], scratch)
+        stale = self._stale_metadata()
+        if stale:
+            self._storage.put(stale, self._scratch, "later")
 
-    def _stale_metadata(self) -> list[tuple[Path, bytes]]:
+    def _stale_metadata(self) -> list[NewFile]:
         """Return the metadata files that do not say what they should, with what they should say."""
-        stale = []
+        stale: list[NewFile] = []
         for part in (self.form.payload, CHECK, KEY):
-            path = self.folder / part / METADATA
+            name = f"{self._folder}/{part}/{METADATA}"
             document = array_format.document_bytes(self.form.array_document(part, len(self)))
-            if not path.exists() or path.read_bytes() != document:
-                stale.append((path, document))
+            if self._storage.read_many([name]) != [document]:
+                stale.append((name, [document]))
         return stale

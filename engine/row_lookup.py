@@ -1,24 +1,42 @@
-"""Which row a key has: sorted runs of keys that grow without being built anew.
+"""Which row a key has: the keys as they were added, and sorted runs over them that grow without being built anew.
 
-A run holds keys sorted by their first 64 bits. Added keys become a new run, and runs of similar size are merged, so
-that n keys lie in about log(n) runs and a look-up under a lock costs what was added since, not all that is there.
+A run is one sorted array of 64-bit words: the first bits of each key with the key's row number in place of the last
+ones. So it sorts as plain numbers do, takes 8 bytes a row beside the key's own 16, and finds a key in one search; the
+few that share their first bits are told apart by the keys themselves. Added keys become a new run at the first look-up
+after, and runs of similar size are merged, so that n keys lie in about log(n) runs and a look-up under a lock costs
+what was added since, not all that is there.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
+from engine.keys import KEY_BYTES
+
 ABSENT = -1
+# Questions are answered so many at a time, so that a look-up of millions needs no more memory than its answer.
+QUESTIONS_AT_ONCE = 1 << 16
 
 
 class _Run(NamedTuple):
-    """Keys sorted by their first words: (n,) uint64 first and second words, and their row numbers."""
+    """Consecutive rows sorted by their keys.
 
-    first: np.ndarray
-    second: np.ndarray
-    rows: np.ndarray
+    Parameters
+    ----------
+    start : int
+        Number of the first row.
+    bits : int
+        Low bits of each word that hold the row number, counted from `start`.
+    words : ndarray of uint64, (n,)
+        Ascending.
+    """
+
+    start: int
+    bits: int
+    words: np.ndarray
 
 
 class RowLookup:
@@ -28,74 +46,148 @@ class RowLookup:
     """
 
     def __init__(self) -> None:
-        self._runs: tuple[_Run, ...] = ()
+        self._room = np.zeros((0, 2), np.uint64)
         self._count = 0
+        self._runs: tuple[_Run, ...] = ()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def keys(self) -> np.ndarray:
+        """All keys, (n, 16) uint8, read-only; those that are added later are in another view."""
+        count = self._count
+        keys = self._room[:count].view(np.uint8).reshape(count, KEY_BYTES)
+        keys.flags.writeable = False
+        return keys
+
     def add(self, keys: np.ndarray) -> None:
         """Add keys, (n, 16) uint8, none of which is there yet; they get the next row numbers."""
-        if not len(keys):
-            return
-        words = _words(keys)
-        runs = [*self._runs, _sorted(words[:, 0], words[:, 1], np.arange(self._count, self._count + len(keys)))]
-        while len(runs) > 1 and len(runs[-2].rows) <= 2 * len(runs[-1].rows):
-            right, left = runs.pop(), runs.pop()
-            runs.append(_sorted(*(np.concatenate(pair) for pair in zip(left, right, strict=True))))
-        self._count += len(keys)
-        self._runs = tuple(runs)
+        with self._lock:
+            count = self._count + len(keys)
+            if count > len(self._room):
+                # A quarter more, so that adding little to much mostly costs little; untouched room takes no memory.
+                room = np.empty((count + count // 4, 2), np.uint64)
+                room[: self._count] = self._room[: self._count]
+                self._room = room
+            self._room[self._count : count] = _words(keys)
+            self._count = count
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Return the rows of keys, (m, 16) uint8, as (m,) int64; -1 where there is none."""
         found = np.full(len(keys), ABSENT, np.int64)
-        if not len(keys):
-            return found
-        words = _words(keys)
-        for run in self._runs:
-            open_ = np.flatnonzero(found == ABSENT)
-            if not len(open_):
-                break
-            found[open_] = _find_in(run, words[open_])
+        runs, room = self._sorted_runs()
+        for start in range(0, len(keys), QUESTIONS_AT_ONCE):
+            some = _words(keys[start : start + QUESTIONS_AT_ONCE])
+            # Sorted questions walk through a run in order, which the processor's cache rewards.
+            order = _order(some)
+            asked = some[order]
+            answer = np.full(len(some), ABSENT, np.int64)
+            left = np.arange(len(some))
+            for run in runs:
+                rows = _find_in(run, room, asked[left])
+                answer[left] = rows
+                left = left[rows == ABSENT]
+                if not len(left):
+                    break
+            found[start + order] = answer
         return found
+
+    def _sorted_runs(self) -> tuple[tuple[_Run, ...], np.ndarray]:
+        """Return runs over all keys added so far, and the keys as words."""
+        with self._lock:
+            covered = self._runs[-1].start + len(self._runs[-1].words) if self._runs else 0
+            if covered < self._count:
+                runs = [*self._runs, _run_over(self._room, covered, self._count)]
+                while len(runs) > 1 and len(runs[-2].words) <= 2 * len(runs[-1].words):
+                    right, left = runs.pop(), runs.pop()
+                    runs.append(_merged(left, right))
+                self._runs = tuple(runs)
+            return self._runs, self._room
 
 
 def first_occurrences(keys: np.ndarray) -> np.ndarray:
     """Return the positions, ascending, at which each of the keys, (n, 16) uint8, stands for the first time."""
-    if not len(keys):
-        return np.empty(0, np.int64)
     words = _words(keys)
-    order = np.lexsort((words[:, 1], words[:, 0]))
-    ordered = words[order]
-    fresh = np.r_[True, (ordered[1:] != ordered[:-1]).any(axis=1)]
-    return np.sort(order[fresh])
+    bits = _bits_for(len(words))
+    packed = np.sort(_packed(words, bits))
+    alike = (packed[1:] >> np.uint64(bits)) == (packed[:-1] >> np.uint64(bits))
+    first = np.ones(len(words), bool)
+    if alike.any():
+        # Only keys that share their first bits with another can stand twice; these are compared as a whole.
+        shared = np.r_[alike, False] | np.r_[False, alike]
+        positions = np.sort((packed[shared] & _mask(bits)).astype(np.int64))
+        some = words[positions]
+        order = np.lexsort((some[:, 1], some[:, 0]))
+        again = np.r_[False, (some[order[1:]] == some[order[:-1]]).all(axis=1)]
+        first[positions[order[again]]] = False
+    return np.flatnonzero(first)
 
 
 def _words(keys: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(keys).view("<u8")
+    return np.ascontiguousarray(keys).view("<u8").reshape(len(keys), 2)
 
 
-def _sorted(first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> _Run:
-    order = np.argsort(first, kind="stable")
-    return _Run(first[order], second[order], rows[order])
+def _bits_for(count: int) -> int:
+    return max(count - 1, 0).bit_length()
 
 
-def _find_in(run: _Run, words: np.ndarray) -> np.ndarray:
-    # Sorted questions walk through the run in order, which the processor's cache rewards.
-    order = np.argsort(words[:, 0], kind="stable")
-    first, second = words[order, 0], words[order, 1]
-    position = np.searchsorted(run.first, first)
-    answer = np.full(len(words), ABSENT, np.int64)
-    asked = np.arange(len(words))
-    while len(asked):
-        # Keys may share their first word: step on until the word ends.
-        inside = position < len(run.first)
-        asked, position = asked[inside], position[inside]
-        same = run.first[position] == first[asked]
-        asked, position = asked[same], position[same]
-        hit = run.second[position] == second[asked]
-        answer[asked[hit]] = run.rows[position[hit]]
-        asked, position = asked[~hit], position[~hit] + 1
-    found = np.empty_like(answer)
-    found[order] = answer
-    return found
+def _mask(bits: int) -> np.uint64:
+    return np.uint64((1 << bits) - 1)
+
+
+def _packed(words: np.ndarray, bits: int) -> np.ndarray:
+    """Return the first words of keys, (n, 2) uint64, with each one's position in place of the last bits."""
+    packed = words[:, 0] & ~_mask(bits)
+    packed |= np.arange(len(words), dtype=np.uint64)
+    return packed
+
+
+def _order(words: np.ndarray) -> np.ndarray:
+    """Return positions that sort keys, (m, 2) uint64, by their first bits."""
+    bits = _bits_for(len(words))
+    packed = _packed(words, bits)
+    packed.sort()
+    return (packed & _mask(bits)).astype(np.int64)
+
+
+def _run_over(room: np.ndarray, start: int, stop: int) -> _Run:
+    bits = _bits_for(stop - start)
+    packed = _packed(room[start:stop], bits)
+    packed.sort()
+    return _Run(start, bits, packed)
+
+
+def _merged(left: _Run, right: _Run) -> _Run:
+    """Return one run of two neighbouring ones."""
+    size = len(left.words)
+    bits = _bits_for(size + len(right.words))
+    words = np.concatenate([left.words, right.words])
+    for some, run, before in ((words[:size], left, 0), (words[size:], right, size)):
+        rows = (some & _mask(run.bits)) + np.uint64(before)
+        some &= ~_mask(bits)
+        some |= rows
+    # Two ascending runs, but for keys alike in the bits that are left: the stable sort merges them in one pass.
+    words.sort(kind="stable")
+    return _Run(left.start, bits, words)
+
+
+def _find_in(run: _Run, room: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return the rows of keys, (m, 2) uint64 sorted by their first bits, in one run; -1 where it has none."""
+    bits = np.uint64(run.bits)
+    heads = asked[:, 0] & ~_mask(run.bits)
+    answer = np.full(len(asked), ABSENT, np.int64)
+    left, position = np.arange(len(asked)), np.searchsorted(run.words, heads)
+    while len(left):
+        # Keys may share their first bits: step on until these end.
+        inside = position < len(run.words)
+        left, position = left[inside], position[inside]
+        found = run.words[position]
+        same = (found ^ heads[left]) >> bits == 0
+        left, position = left[same], position[same]
+        rows = (found[same] & _mask(run.bits)).astype(np.int64) + run.start
+        hit = (room[rows] == asked[left]).all(axis=1)
+        answer[left[hit]] = rows[hit]
+        left, position = left[~hit], position[~hit] + 1
+    return answer

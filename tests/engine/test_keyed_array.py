@@ -6,14 +6,17 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from engine import array_format, keyed_array
+from engine import array_format, storage
 from engine.array_folder import list_arrays
 from engine.array_format import METADATA
 from engine.array_verify import verify_array
@@ -198,6 +201,50 @@ def test_read__a_map_made_before_an_append_shows_later_rows(tmp_path):
     np.testing.assert_array_equal(held, rows_of(range(5)))
 
 
+def test_refresh__shows_a_rebuilt_array_and_until_then_the_old_one_is_read_whole(tmp_path):
+    filled(tmp_path, 90)
+    reader = KeyedArray.open(tmp_path, "image", "enc")
+    held = next(reader.chunks())[1]
+    rebuilt = filled(tmp_path / "new", 60)
+    form = replace(rebuilt.form, generation=1)
+    (rebuilt.folder / METADATA).write_bytes(array_format.document_bytes(form.group_document()))
+    reader.folder.rename(tmp_path / "old")
+    rebuilt.folder.rename(reader.folder)
+    np.testing.assert_array_equal(reader.read_all(), rows_of(range(90)))
+    shutil.rmtree(tmp_path / "old")
+    np.testing.assert_array_equal(reader.read(np.array([80, 3])), rows_of([80, 3]))
+    reader.refresh()
+    assert (len(reader), reader.form.generation) == (60, 1)
+    np.testing.assert_array_equal(reader.read_all(), rows_of(range(60)))
+    np.testing.assert_array_equal(held, rows_of(range(16)))
+    assert reader.append(keys_of(range(55, 70)), rows_of(range(55, 70))) == 10
+
+
+def test_refresh__by_several_threads_learns_each_row_once(tmp_path):
+    writer = filled(tmp_path, 5)
+    reader = KeyedArray.open(tmp_path, "image", "enc")
+    done, wrong = threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            reader.refresh()
+            rows = reader.find(keys_of(range(len(reader))))
+            if not np.array_equal(rows, np.arange(len(rows))):
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for start in range(5, 200, 3):
+        writer.append(keys_of(range(start, start + 3)), rows_of(range(start, start + 3)))
+    done.set()
+    for thread in threads:
+        thread.join()
+    reader.refresh()
+    assert not wrong and len(reader) == 200
+    np.testing.assert_array_equal(reader.read_all(), rows_of(range(200)))
+
+
 def test_find__against_a_dictionary():
     rng = np.random.Generator(np.random.PCG64(2))
     keys = rng.integers(0, 256, (3000, 16)).astype(np.uint8)
@@ -344,17 +391,18 @@ def test_full_disk__is_named_with_path_and_bytes_and_leaves_a_valid_cache(tmp_pa
 
 def test_commit__that_dies_before_the_keys_has_committed_nothing(tmp_path, monkeypatch):
     array = filled(tmp_path, 20)
-    real = keyed_array.write_whole
+    real = storage.write_many
 
-    def dies_at_keys(path, parts, scratch):
-        if path.parent.name == "key":
+    def dies_at_keys(files, scratch, placed):
+        files = list(files)
+        if files[0][0].parent.name == "key":
             raise OSError("pulled the plug")
-        real(path, parts, scratch)
+        real(files, scratch, placed)
 
-    monkeypatch.setattr(keyed_array, "write_whole", dies_at_keys)
+    monkeypatch.setattr(storage, "write_many", dies_at_keys)
     with pytest.raises(OSError, match="plug"):
         array.append(keys_of(range(20, 60)), rows_of(range(20, 60)))
-    monkeypatch.setattr(keyed_array, "write_whole", real)
+    monkeypatch.setattr(storage, "write_many", real)
     assert verify_array(tmp_path, "image", "enc") == (20, [])
     again = KeyedArray.open(tmp_path, "image", "enc")
     assert again.append(keys_of(range(30, 35)), rows_of(range(30, 35))) == 5
@@ -376,7 +424,9 @@ def test_append__syncs_payload_and_checks_before_the_keys_appear(tmp_path, monke
         placed = [at for at, (what, path) in enumerate(events) if what == "place" and f"{folder}/c." in path]
         synced = events.index(("sync", folder))
         assert len(placed) == 2 and max(placed) < synced < first_key
-        assert all(events[at - 1][0] == "sync" and ".partial" in events[at - 1][1] for at in placed)
+    for at, (what, path) in enumerate(events):
+        partial = f"/{Path(path).name}.{os.getpid()}-"
+        assert what != "place" or any(name == "sync" and partial in synced for name, synced in events[:at])
     assert events.index(("sync", str(array.folder / "key"))) > first_key
 
 
