@@ -48,7 +48,9 @@ def rows_by_key(cache: Path) -> dict[tuple[str, str], dict[bytes, bytes]]:
     for kind, name in opened.arrays():
         array = opened.array(kind, name)
         assert len(np.unique(array.keys, axis=0)) == len(array), "a key stands twice"
-        found[kind, name] = {key.tobytes(): row.tobytes() for key, row in zip(array.keys, array.read_all(), strict=True)}
+        found[kind, name] = {
+            key.tobytes(): row.tobytes() for key, row in zip(array.keys, array.read_all(), strict=True)
+        }
     return found
 
 
