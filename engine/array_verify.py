@@ -177,7 +177,7 @@ def _promised_rows(folder: Path, form: ArrayFormat, part: str) -> tuple[int, str
 
 
 def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tuple[np.ndarray, list[Damage]]:
-    """Return the keys up to the last one that is there, zeros where some are lost."""
+    """Return the keys up to the last one that is there or promised, zeros where some are lost."""
     numbers = _chunk_numbers(folder / KEY, form, KEY)[0]
     last = max([*numbers, (promised - 1) // form.chunk_rows if promised else -1])
     keys = np.zeros(((last + 1) * form.chunk_rows, KEY_BYTES), np.uint8)
@@ -190,7 +190,10 @@ def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tu
         else:
             keys[start : start + form.chunk_rows] = content.reshape(-1, KEY_BYTES)
     present = np.asarray(keys.any(axis=1))
-    count = int(np.flatnonzero(present)[-1]) + 1 if present.any() else 0
+    there = int(np.flatnonzero(present)[-1]) + 1 if present.any() else 0
+    if there < promised:
+        found.append(Damage(label, KEY, -1, "", f"its shape promises {promised} rows, there are keys for {there}"))
+    count = max(there, promised)
     keys, present = keys[:count], present[:count]
     reported = {damage.chunk for damage in found}
     for number, rows in _by_chunk(np.flatnonzero(~present), form):

@@ -92,12 +92,13 @@ class IndexInfo:
             content = path.read_bytes()
             values = json.loads(content)
             digest = values.pop("digest", None)
-            if values["version"] > INDEX_VERSION:
+            ours = _document_digest({**values, "version": INDEX_VERSION})
+            if values["version"] > INDEX_VERSION and digest != ours:  # else it is a damaged digit
                 raise CacheError(f"the index {path} is of the newer version {values['version']}; upgrade fluoroscope")
             info = cls(**values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CacheError(f"no index {path} ({error})") from error
-        if digest is not None and content != info.document():
+        if values["version"] > INDEX_VERSION or (digest is not None and content != info.document()):
             raise CacheError(f"the JSON {path} of an index does not match its digest {digest!r}")
         return info
 

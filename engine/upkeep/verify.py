@@ -138,6 +138,8 @@ def wrong_indexes(cache: Path) -> Iterator[Damage]:
         try:
             info = IndexInfo.read(path)
         except CacheError as error:
+            if "newer version" in str(error):
+                raise
             yield Damage(_label(cache, path), "", -1, "", str(error))
             continue
         file = path.with_suffix(".faiss")

@@ -115,7 +115,7 @@ def test_load__says_what_is_wrong_and_how_to_mend_it(tmp_path):
     path.with_suffix(".json").write_bytes(replace(built.info, rows=29).document())
     with pytest.raises(CacheError, match="built over other rows"):
         index.load_index(cache, ENCODER)
-    path.with_suffix(".json").write_text(beside.replace('"version": 1', '"version": 2'))
+    path.with_suffix(".json").write_bytes(replace(built.info, version=2).document())
     with pytest.raises(CacheError, match="newer version 2; upgrade"):
         index.load_index(cache, ENCODER)
 
