@@ -211,5 +211,10 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
 
 
 def place(path: str | Path, row: Hashable) -> str:
-    """Return where a row of a table (its index label) stands, as an editor counts lines: the header is line 1."""
+    """Return where a row of a table stands, by its index label: a sample's name, or a number.
+
+    Numbers become lines as an editor counts them: the header is line 1.
+    """
+    if isinstance(row, str):
+        return f"{last_part(str(path))}, sample {row!r}"
     return f"{last_part(str(path))} line {int(str(row)) + 2}"

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 READERS = {
     "folder": ("engine.sources.folder", "open_folder"),
     "table": ("engine.sources.table", "open_table"),
+    "tar": ("engine.sources.tar", "open_tar"),
     "iu-xray": ("engine.sources.iu_xray", "open_iu_xray"),
     "phantom": ("engine.sources.phantoms", "open_phantoms"),
 }
-EXAMPLES = "folder:PATH, table:FILE.csv, iu-xray:PATH, phantom:2000?seed=1"
+EXAMPLES = "folder:PATH, table:FILE.csv, tar:shard-{000..099}.tar, iu-xray:PATH, phantom:2000?seed=1"
 
 
 class Schema(NamedTuple):
@@ -83,10 +84,11 @@ def open_dataset(schema: str, **options: Any) -> Dataset:
     Parameters
     ----------
     schema : str
-        ``folder:PATH``, ``table:FILE.csv|parquet``, ``iu-xray:PATH`` or ``phantom:N?seed=S``, with options after ``?``.
+        ``folder:PATH``, ``table:FILE.csv|parquet``, ``tar:PATTERN``, ``iu-xray:PATH`` or ``phantom:N?seed=S``, with
+        options after ``?``. The first three also take what fsspec opens, such as ``folder:s3://bucket/images``.
     **options
-        The same options with their own types; see `open_folder`, `open_table`, `open_iu_xray` and `open_phantoms`. They
-        win over those in the string. None means not given.
+        The same options with their own types; see `open_folder`, `open_table`, `open_tar`, `open_iu_xray` and
+        `open_phantoms`. They win over those in the string. None means not given.
 
     Returns
     -------

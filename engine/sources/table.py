@@ -21,31 +21,28 @@ from engine.sources.annotation_files import read_annotations
 from engine.sources.files import LARGEST_FILE, FileReader
 from engine.sources.label_columns import read_label_columns
 from engine.sources.remote import RemoteReader, open_reader
+from engine.sources.sample_columns import (
+    USUAL_COLUMNS,
+    chosen_columns,
+    joined_text,
+    kept_rows,
+    split_column,
+    text_columns_of,
+)
 from engine.sources.schema import as_mapping, as_names, dataset_name
-from engine.splits import SPLITS, check_split, split_name
+from engine.splits import check_split
 from engine.tables import (
     TEXT,
     constant_text,
     numbers_of,
-    offer,
     place,
     read_table,
     require_columns,
-    text_from_codes,
     text_of,
 )
 
 logger = logging.getLogger(__name__)
 
-# Columns that are taken when the caller names none; option="" says that there is no such column.
-USUAL_COLUMNS = {
-    "id": ("id", "sample_id"),
-    "image": ("image", "image_path", "path", "file", "filename", "uri"),
-    "text": ("text", "report", "caption"),
-    "group": ("group", "patient_id", "patient", "subject_id"),
-    "view": ("view",),
-    "split": ("split",),
-}
 # So many images, spread over the table, are looked for at opening: enough to find a wrong root, cheap for any size.
 PROBED_IMAGES = 16
 
@@ -123,16 +120,16 @@ def open_table(
     table = read_table(file)
     if not len(table):
         raise DataError(f"the table {file!r} has no rows")
-    lines = np.arange(len(table))
-    chosen = _chosen_columns(table, file, id=id, image=image, group=group, view=view, split=split)
-    text_columns = _text_columns(table, file, text)
+    chosen = chosen_columns(table, file, id=id, image=image, group=group, view=view, split=split)
+    text_columns = text_columns_of(table, file, text)
     if not chosen["image"] and not text_columns:
         known = ", ".join(USUAL_COLUMNS["image"])
         raise DataError(f"{file!r} has no column of images ({known}); name it: image=COLUMN (or text=COLUMN)")
-    table, lines = _kept_rows(table, lines, as_mapping("keep", keep), file)
+    # The index keeps the line of each row, for messages.
+    table = kept_rows(table, as_mapping("keep", keep), file)
     reader = open_reader(root or beside_it, schema, max_bytes, follow_links)
 
-    samples = _samples(table, lines, chosen, text_columns, file)
+    samples = _samples(table, chosen, text_columns, file)
     names, values, used = read_label_columns(table, file, labels, as_names(label_names), separator)
     extra = [column for column in table.columns if column not in REQUIRED_COLUMNS and column not in used]
     samples = pd.concat([samples, table[extra].reset_index(drop=True)], axis=1)
@@ -164,46 +161,7 @@ def open_table(
     )
 
 
-def _chosen_columns(table: pd.DataFrame, file: str, **named: str | None) -> dict[str, str]:
-    """Return the table's column for each role, "" where there is none."""
-    chosen = {}
-    for role, column in named.items():
-        if column:
-            require_columns(table, [column], file)
-        elif column is None:
-            column = next((usual for usual in USUAL_COLUMNS[role] if usual in table.columns), "")
-        chosen[role] = column
-    return chosen
-
-
-def _text_columns(table: pd.DataFrame, file: str, text: str | Sequence[str] | None) -> list[str]:
-    if text is None:
-        return [column for column in USUAL_COLUMNS["text"] if column in table.columns][:1]
-    columns = [text] if isinstance(text, str) and text in table.columns else as_names(text)
-    require_columns(table, columns, file)
-    return columns
-
-
-def _kept_rows(
-    table: pd.DataFrame, lines: np.ndarray, keep: Mapping[str, Any], file: str
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the rows that have the wanted values, with the table's row numbers."""
-    for column, wanted in keep.items():
-        require_columns(table, [column], file)
-        values = [str(value) for value in (wanted if isinstance(wanted, (list, tuple, set)) else [wanted])]
-        present = text_of(table[column])
-        matches = present.isin(values).to_numpy()
-        if not matches.any():
-            raise DataError(f"no row of {file!r} has {column} {values}; {offer(values[0], present.unique())}")
-        table, lines = table[matches], lines[matches]
-    # The index keeps the line of each row, for messages.
-    table = table.set_axis(pd.Index(lines), axis=0)
-    return table, lines
-
-
-def _samples(
-    table: pd.DataFrame, lines: np.ndarray, chosen: Mapping[str, str], text_columns: Sequence[str], file: str
-) -> pd.DataFrame:
+def _samples(table: pd.DataFrame, chosen: Mapping[str, str], text_columns: Sequence[str], file: str) -> pd.DataFrame:
     """Return the required columns."""
     blank = constant_text("", len(table), table.index)
     # Each column once: roles that share a column, such as id and image, then share its memory.
@@ -211,21 +169,17 @@ def _samples(
     columns = {role: texts[column] if column else blank for role, column in chosen.items()}
     ids = columns["id"] if chosen["id"] else columns["image"]
     if not chosen["id"] and not chosen["image"]:
-        ids = "row-" + pd.Series(lines, index=table.index).astype(TEXT)
+        ids = "row-" + pd.Series(table.index, index=table.index).astype(TEXT)
     _check_ids(ids, file, chosen["id"] or chosen["image"])
-    text = texts[text_columns[0]] if text_columns else blank
-    for column in text_columns[1:]:
-        both = ((text != "") & (texts[column] != "")).to_numpy(dtype=np.int64)
-        text = text + text_from_codes(both, ["", " "], table.index) + texts[column]
     group = columns["group"].where(columns["group"] != "", ids)
     return pd.DataFrame(
         {
             "id": ids,
             "uri": columns["image"],
-            "text": text,
+            "text": joined_text([texts[column] for column in text_columns], blank),
             "group": group,
             "view": columns["view"],
-            "split": _split_column(columns["split"], file, chosen["split"]),
+            "split": split_column(columns["split"], file, chosen["split"]),
         }
     ).reset_index(drop=True)
 
@@ -241,19 +195,6 @@ def _check_ids(ids: pd.Series, file: str, column: str) -> None:
             f"{place(file, int(first[0]))} and line {int(first[1]) + 2}, column {column!r}: the id {twice.iloc[0]!r} "
             f"occurs more than once ({twice.nunique()} such ids); name another id column (id=COLUMN) or remove rows"
         )
-
-
-def _split_column(values: pd.Series, file: str, column: str) -> pd.Series:
-    codes, words = pd.factorize(values)
-    names = [split_name(word) for word in words]
-    for word, name in zip(words, names, strict=True):
-        if name is None:
-            line = int(values.index[int(np.flatnonzero(values == word)[0])])
-            raise DataError(
-                f"{place(file, line)}, column {column!r}: unknown split {word!r}; known are {', '.join(SPLITS)} and "
-                "blank (split='' ignores the column)"
-            )
-    return text_from_codes(codes, [name or "" for name in names], values.index)
 
 
 def _check_root(uris: pd.Series, reader: FileReader | RemoteReader, file: str) -> None:
