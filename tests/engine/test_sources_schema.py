@@ -31,7 +31,7 @@ def test_parse_schema__a_path_with_a_question_mark_that_exists(tmp_path):
         ("", r"has no colon; say its kind first, such as folder:PATH"),
         ("nowhere", r"'nowhere' has no colon"),
         ("fodler:/x", r"unknown kind 'fodler' .*nearest: folder"),
-        ("webdataset:/x", r"unknown kind 'webdataset'.*folder, table, iu-xray, phantom"),
+        ("webdataset:/x", r"unknown kind 'webdataset'.*folder, table, tar, iu-xray, phantom"),
         ("folder:", r"names nothing after the colon"),
         ("phantom:10?seed", r"cannot read the options 'seed'"),
         ("phantom:10?sead=1", r"no option 'sead'.*nearest: seed"),
