@@ -12,7 +12,8 @@ transform. It differs, on purpose, where that one is wrong:
   specification says (65,535 is 255; TIFF's own bits per sample and white-is-zero are minded);
 - EXIF orientation: there ignored; here the image is turned as viewers show it.
 
-Of files with several frames the first is taken, as Pillow does. Colour profiles are not applied.
+Of files with several frames the first is taken, as Pillow does. Colour profiles are not applied. DICOM files go their
+own way (`engine.dicom`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from engine.dicom import decode_dicom, is_dicom
 from engine.errors import ImageError, ModelError, UsageError
 from engine.geometry import Geometry
 from engine.keys import short_hash
@@ -50,6 +52,8 @@ PIXELS_VERSION = 1
 
 # Pillow's own hard limit against decompression bombs (two thirds of a gigabyte as RGB).
 DEFAULT_MAX_PIXELS = 178_956_970
+
+DECODERS = ("exact", "fast")
 
 _PLUGINS = (
     PngImagePlugin.PngImageFile,
@@ -98,7 +102,9 @@ _TURNS = {
 _LARGEST_RESIZED = 1 << 26
 
 
-def decode(content: bytes | np.ndarray, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def decode(
+    content: bytes | np.ndarray, *, max_pixels: int = DEFAULT_MAX_PIXELS, at_least: tuple[int, int] | None = None
+) -> Image.Image:
     """Decode an image to 8 bits, grey or RGB, upright.
 
     Parameters
@@ -107,6 +113,9 @@ def decode(content: bytes | np.ndarray, *, max_pixels: int = DEFAULT_MAX_PIXELS)
         An encoded file, recognised by its content and not by its name, or drawn pixels: uint8 (h, w) or (h, w, 3).
     max_pixels : int
         Limit on width times height, held against the header before anything is decoded.
+    at_least : (height, width), optional
+        Faster, not exact: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay as large as
+        this. Other formats are not concerned.
 
     Returns
     -------
@@ -120,6 +129,8 @@ def decode(content: bytes | np.ndarray, *, max_pixels: int = DEFAULT_MAX_PIXELS)
     """
     if isinstance(content, np.ndarray):
         return _from_array(content)
+    if is_dicom(content):
+        return decode_dicom(content, max_pixels)
     image = _open(content)
     width, height = image.size
     if width * height > max_pixels:
@@ -128,6 +139,8 @@ def decode(content: bytes | np.ndarray, *, max_pixels: int = DEFAULT_MAX_PIXELS)
             "meant to be so large"
         )
     try:
+        if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+            image.draft(image.mode, (at_least[1], at_least[0]))
         image.load()
         orientation = _orientation(image)
         upright = _to_eight_bits(image)
@@ -151,8 +164,6 @@ def _open(content: bytes) -> Image.Image:
     """
     if len(content) == 0:
         raise ImageError("the file is empty (zero bytes)")
-    if content[128:132] == b"DICM":
-        raise ImageError("DICOM files are not read yet; convert it to PNG, 8 or 16 bits")
     prefix = content[:16]
     for name in _FORMATS:
         factory, accept = Image.OPEN[name]
@@ -234,6 +245,9 @@ class Preprocess:
         Of channels in 0..1; not part of `id`, since the pixels are kept as they are before it.
     fill : int
         Grey value of padding.
+    decoder : "exact" or "fast"
+        Fast decodes JPEGs at a fraction of their size where that still holds the model's input: pixels differ by some
+        grey levels (benchmarks/extraction.py prints how many, and what becomes of the embeddings).
     """
 
     size: tuple[int, int]
@@ -242,8 +256,11 @@ class Preprocess:
     mean: tuple[float, ...] = OPENAI_DATASET_MEAN
     std: tuple[float, ...] = OPENAI_DATASET_STD
     fill: int = 0
+    decoder: str = "exact"
 
     def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UsageError(f"unknown decoder {self.decoder!r}; choose exact or fast")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ModelError(f"unknown interpolation {self.interpolation!r}; open_clip has bicubic and bilinear")
         if self.resize_mode not in ("shortest", "longest", "squash"):
@@ -285,6 +302,7 @@ class Preprocess:
             "resize_mode": self.resize_mode,
             "fill": self.fill,
             "version": PIXELS_VERSION,
+            **self._faster,
         }
         return f"{size}-{self.interpolation}-{self.resize_mode}-{short_hash(json.dumps(settings, sort_keys=True))}"
 
@@ -300,7 +318,18 @@ class Preprocess:
             "std": list(self.std),
             "fill": self.fill,
             "version": PIXELS_VERSION,
+            **self._faster,
         }
+
+    @property
+    def _faster(self) -> dict[str, str]:
+        """What a decoder adds to the description; nothing where it is exact."""
+        return {} if self.decoder == "exact" else {"decoder": self.decoder}
+
+    @property
+    def at_least(self) -> tuple[int, int] | None:
+        """The size (height, width) under which `decode` must not go; None where it has to be exact."""
+        return None if self.decoder == "exact" else self.size
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Return the way that an image of this size goes through preprocessing."""
