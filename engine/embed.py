@@ -276,11 +276,12 @@ class _ImageJob:
 
         most = self._plan.max_pixels or pixels.DEFAULT_MAX_PIXELS
         name = self._encoder.preprocess.id
+        at_least = getattr(self._encoder.preprocess, "at_least", None)
         there = ("pixels", name) in array_folder.list_arrays(self._cache)
         return Decoder(
             self._dataset.reader,
             self._encoder.preprocess,
-            lambda content: pixels.decode(content, max_pixels=most),
+            lambda content: pixels.decode(content, max_pixels=most, at_least=at_least),
             list(self._buffers.values()),
             KeyedArray.open(self._cache, "pixels", name) if there else None,
         )

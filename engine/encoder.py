@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,18 +43,23 @@ TEXT_LENGTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 
 TEXT_ROWS = {"cpu": 8, "cuda": 64}
 
 
-def load_encoder(name: str, *, device: str = "auto", precision: str = "fp32") -> Encoder:
+def load_encoder(
+    name: str | ModelFiles, *, device: str = "auto", precision: str = "fp32", decoder: str = "exact"
+) -> Encoder:
     """Load a model.
 
     Parameters
     ----------
-    name : str
+    name : str or ModelFiles
         ``ViT-B-32/laion2b_s34b_b79k``, ``hf-hub:OWNER/NAME``, ``local-dir:PATH`` or ``phantom-clip``. The last two use
         no network.
     device : str
         "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
     precision : "fp32", "bf16" or "fp16"
         What weights and activations are kept in. On a CPU without such instructions bf16 and fp16 are slow, not wrong.
+        `engine.precision` chooses one by model and machine.
+    decoder : "exact" or "fast"
+        See `engine.pixels.Preprocess`; part of the encoder's id.
 
     Raises
     ------
@@ -65,9 +71,9 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "fp32") ->
     if precision not in DTYPES:
         raise UsageError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
     place = choose_device(device)
-    files = resolve_model(name)
+    files = resolve_model(name) if isinstance(name, str) else name
     model = build_model(files)
-    encoder = Encoder(model, build_tokenizer(files), files, device=place, precision=precision)
+    encoder = Encoder(model, build_tokenizer(files), files, device=place, precision=precision, decoder=decoder)
     if place.type == "cpu" and precision == "fp16":
         _check_half_on_cpu(encoder)
     return encoder
@@ -114,7 +120,16 @@ class Encoder:
     files : ModelFiles
     """
 
-    def __init__(self, model: Any, tokenizer: Any, files: ModelFiles, *, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        files: ModelFiles,
+        *,
+        device: torch.device,
+        precision: str,
+        decoder: str = "exact",
+    ) -> None:
         self.files = files
         self.name = files.name
         self.source = files.source
@@ -122,7 +137,7 @@ class Encoder:
         self.device = device
         self.dtype = DTYPES[precision]
         self.tokenizer = tokenizer
-        self.preprocess = Preprocess.from_cfg(model.visual.preprocess_cfg)
+        self.preprocess = replace(Preprocess.from_cfg(model.visual.preprocess_cfg), decoder=decoder)
         # read before conversion: bfloat16 would round the temperature to three digits
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         bias = getattr(model, "logit_bias", None)

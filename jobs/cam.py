@@ -108,7 +108,7 @@ def run(
     with open_run("cam", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         dataset = opening.open_data(config)
         wanted = _wanted(config, dataset)
-        encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+        encoder = opening.load_model(config, config.cache)
         settings = settings_at_hand(config, encoder, sorted({label for _, label in wanted}))
         record.note(
             encoders=[{"id": each.encoder.id, "name": each.encoder.name, "setting": each.name} for each in settings],
@@ -163,7 +163,7 @@ def settings_at_hand(config: Config, encoder: Encoder, labels: Sequence[str]) ->
         model = folder / finetuning.MODEL_FOLDER
         if not model.is_dir():
             raise UsageError(f"{str(folder)!r} is no run of fluoro finetune: it has no folder {model.name!r}")
-        tower = load_encoder(f"local-dir:{model.resolve()}", device=config.device, precision=config.precision)
+        tower = load_encoder(f"local-dir:{model.resolve()}", device=config.device, precision=encoder.precision)
         head = LinearHead.load(model / finetuning.HEAD_FILE)
         head.check_encoder(tower.id)
         several = len(config.tuned) > 1

@@ -60,7 +60,10 @@ class ModelOptions(JobConfig):
     """Fields shared by the verbs that load an encoder."""
 
     model: str = Field(description="open_clip name/weights, hf-hub:OWNER/NAME, local-dir:PATH or phantom-clip")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="numbers the model computes in")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="numbers the model computes in; auto: what the cache holds, else the device's fastest"
+    )
+    decoder: Literal["exact", "fast"] = Field("exact", description="fast: JPEGs decoded at a fraction of their size")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 

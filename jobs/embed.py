@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from engine.cache import Cache
-from engine.encoder import Encoder, load_encoder
+from engine.encoder import Encoder
 from engine.plan import Plan
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
@@ -131,7 +131,7 @@ def run(
     cache = Cache(config.cache)
     dataset = opening.open_data(config)
     if encoder is None:
-        encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+        encoder = opening.load_model(config, config.cache, dataset, config.what)
     kept = unfinished_plan(cache.runs_path, encoder.id, dataset.schema, config.what)
     if kept and config.batch_size is None:
         log.info("going on with a stopped run, by its plan: batches of %s", kept["batch_size"])

@@ -8,6 +8,7 @@ of both. The pixels that the model sees are cached once; the new encoder's embed
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ MODEL_FOLDER, HEAD_FILE = "model", "head.npz"
 class Config(measuring.MeasureOptions):
     """What `fluoro finetune` needs."""
 
+    # Training changes weights, and figures are compared between machines: float32 unless asked for otherwise.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="numbers the model computes in")
     finetune: study_settings.FinetuneSection = Field(
         default_factory=study_settings.FinetuneSection, description="recipe of the sound protocol"
     )

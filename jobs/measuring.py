@@ -16,7 +16,6 @@ import pandas as pd
 from pydantic import Field
 
 from engine.cache import Cache
-from engine.encoder import load_encoder
 from engine.errors import DataError
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
@@ -98,7 +97,7 @@ def prepare(config: MeasureOptions, run: Run, progress: Progress) -> study_setti
         dataset = opening.split_data(dataset, config.split)
         step.items = len(dataset)
     with run.step("load model"):
-        encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+        encoder = opening.load_model(config, config.cache, dataset)
     cache = Cache(config.cache)
     with run.step("embed images") as step:
         report = cache.embed(

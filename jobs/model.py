@@ -112,7 +112,8 @@ class Packed:
 
 def info(config: InfoConfig) -> Info:
     """Load a model and say what it is."""
-    encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+    precision = "fp32" if config.precision == "auto" else config.precision
+    encoder = load_encoder(config.model, device=config.device, precision=precision)
     files = encoder.files
     return Info(
         encoder=encoder.id,

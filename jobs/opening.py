@@ -1,16 +1,20 @@
-"""What several verbs begin with: open the data set and split it.
+"""What several verbs begin with: open the data set, split it, load the model in the precision that fits.
 
-Comes in: validated options. Goes out: the engine's own data set.
+Comes in: validated options. Goes out: the engine's own data set and encoder.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from engine.dataset import Dataset
+from engine.encoder import Encoder
+from engine.precision import load_for
 from engine.sources import open_dataset
 from engine.splits import apply_split
-from jobs.config import DatasetOptions, SplitOptions
+from jobs.config import DatasetOptions, ModelOptions, SplitOptions
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +23,21 @@ def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dat
     """Open a data set and, where a split is given, apply and check it."""
     dataset = open_dataset(options.dataset, **options.data)
     return dataset if split is None else split_data(dataset, split)
+
+
+def load_model(
+    options: ModelOptions, cache: Any, dataset: Dataset | None = None, what: Sequence[str] = ("image",)
+) -> Encoder:
+    """Load the model; with a data set, its precision is compared with float32 at the encoder's first use."""
+    return load_for(
+        options.model,
+        cache,
+        device=options.device,
+        precision=options.precision,
+        decoder=options.decoder,
+        dataset=dataset,
+        what=what,
+    )
 
 
 def split_data(dataset: Dataset, split: SplitOptions) -> Dataset:

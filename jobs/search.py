@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from engine import pixels
 from engine.cache import Cache
 from engine.dataset import Dataset
-from engine.encoder import Encoder, load_encoder
+from engine.encoder import Encoder
 from engine.errors import UsageError
 from engine.faiss_loader import load_faiss
 from engine.features import align
@@ -130,7 +130,7 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     """
     cache, dataset = Cache(config.cache), opening.open_data(config)
     if encoder is None:
-        encoder = load_encoder(config.model, device=config.device, precision=config.precision)
+        encoder = opening.load_model(config, cache.path)
     index = _index(cache, encoder.id, config)
     keys = cache.image_keys(dataset) if config.kind == "image" else cache.text_keys(dataset)
     stored, positions, missing = align(dataset, keys, cache.array(config.kind, encoder.id))

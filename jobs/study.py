@@ -46,6 +46,8 @@ class Config(configs.ModelOptions, configs.CacheOptions):
 
     title: str = "Study report"
     subtitle: str = ""
+    # Training changes weights, and figures are compared between machines: float32 unless asked for otherwise.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="numbers the model computes in")
     data: DataSection
     split: configs.SplitOptions = Field(default_factory=configs.SplitOptions)
     protocols: list[Literal["sound", "paper"]] = Field(["sound"], min_length=1)
@@ -119,7 +121,7 @@ def run(
             dataset = opening.split_data(dataset, config.split)
             step.items = len(dataset)
         with record.step("load model"):
-            encoder = encoders.load_encoder(config.model, device=config.device, precision=config.precision)
+            encoder = opening.load_model(config, config.cache, dataset)
         material = _embed(config, dataset, encoder, cache, record, progress)
         _describe(material, config, record)
         with record.step("index") as step:

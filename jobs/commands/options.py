@@ -27,7 +27,7 @@ def model(function: Function) -> Function:
     """Add --model, --precision and --device."""
     function = click.option("--device", help="auto, cpu, cuda or cuda:N. [auto]")(function)
     function = click.option(
-        "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Numbers the model computes in. [fp32]"
+        "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Numbers the model computes in. [auto]"
     )(function)
     return click.option(
         "--model", "-m", metavar="NAME", help="ARCHITECTURE/WEIGHTS, hf-hub:OWNER/NAME, local-dir:PATH or phantom-clip."
