@@ -114,7 +114,7 @@ class Cache:
         what: Sequence[str] = ("image",),
         *,
         batch_size: int | None = None,
-        workers: int | None = None,
+        threads: int | None = None,
         commit_rows: int | None = None,
         commit_seconds: float = 30.0,
         rehash: bool = False,
@@ -134,7 +134,7 @@ class Cache:
             "tokens@LAYER" (what enters that block; -1 is the last).
         batch_size : int, optional
             Of every batch, the last one filled up; 32 on a CPU, 256 elsewhere.
-        workers : int, optional
+        threads : int, optional
             Threads that read and decode; as many as there are cores, at most 16.
         commit_rows : int, optional
             Rows a commit; 64 MiB unless given.
@@ -169,7 +169,7 @@ class Cache:
         plan = make_plan(
             encoder,
             batch_size=batch_size,
-            workers=workers,
+            threads=threads,
             commit_rows=commit_rows,
             commit_seconds=commit_seconds,
             limits=limits,

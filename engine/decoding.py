@@ -1,4 +1,4 @@
-"""From a uri to the pixels that a model sees, in worker threads, some images ahead and in order.
+"""From a uri to the pixels that a model sees, in threads, some images ahead and in order.
 
 Threads, because Pillow lets go of Python's lock while it decodes and scales. What cannot be read or decoded comes back
 as a reason; any other error comes out where the image's result would have been.
@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """Reads one image and makes the model's input of it; runs in worker threads.
+    """Reads one image and makes the model's input of it; runs in threads.
 
     Parameters
     ----------
@@ -96,21 +96,21 @@ class Decoder:
         return self._pixels.read(row)[0] if row[0] >= 0 else None
 
 
-def default_workers() -> int:
+def default_threads() -> int:
     """Return how many threads read and decode: the cores this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 16)
 
 
 def ordered_map(
-    function: Callable[[Input], Output], items: Iterable[Input], workers: int, ahead: int
+    function: Callable[[Input], Output], items: Iterable[Input], threads: int, ahead: int
 ) -> Generator[Output, None, None]:
     """Yield function(item) in order, computed by threads at most `ahead` items before they are asked for.
 
     An error in a thread is raised at the next result that is asked for, however far ahead it happened; then, or when
     the caller stops, no further item is begun.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     waiting: deque[Future[Output]] = deque()
     errors: list[BaseException] = []
 

@@ -236,7 +236,7 @@ class _ImageJob:
                     self._decoder(),
                     self._tally,
                     CommitPolicy(self._plan.commit_rows, self._plan.commit_seconds, on_commit=self._table_saver()),
-                    workers=self._plan.workers,
+                    threads=self._plan.threads,
                     learned=self._learn,
                     progress=progress,
                 )

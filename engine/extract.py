@@ -3,7 +3,7 @@
 Comes in: the samples whose rows are missing, an encoder, and a buffer a product ("image", "pixels", "tokens@3",
 "text"). Goes out: rows committed to keyed arrays, in the order in which they were asked for, and the list of failures.
 
-- Decode workers run a bounded number of images ahead (`engine.decoding`); their results are taken in order. What cannot
+- Decoding threads run a bounded number of images ahead (`engine.decoding`); their results are taken in order. What cannot
   be read or decoded is listed; any other error in a part ends the job with that error.
 - Batches have one static shape, the last one is filled up (`engine.batches`): a row's numbers must not depend on its
   neighbours. On a GPU the next batches are under way before the last one's rows are taken.
@@ -60,7 +60,7 @@ def extract_images(
     tally: Tally,
     policy: CommitPolicy,
     *,
-    workers: int,
+    threads: int,
     learned: Callable[[Decoded], None],
     progress: Progress | None = None,
 ) -> None:
@@ -80,7 +80,7 @@ def extract_images(
     tally : Tally
         Filled in as the work goes on, so that it is right also when an error ends it.
     policy : CommitPolicy
-    workers : int
+    threads : int
         Threads that read and decode.
     learned : callable
         Told each image's key as it becomes known.
@@ -88,7 +88,7 @@ def extract_images(
     """
     told = progress or _silent
     encoding = _Encoding(runner, buffers, layers, tally)
-    decoding = ordered_map(decoder, works, workers, ahead=2 * (runner.batch_size + workers))
+    decoding = ordered_map(decoder, works, threads, ahead=2 * (runner.batch_size + threads))
     told("embed images", 0, total)
     with Storing(list(buffers.values()), tally, policy) as store, closing(decoding) as results:
         for done, decoded in enumerate(_timed(results, tally.seconds, "decode"), start=1):

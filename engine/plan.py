@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.decoding import default_workers
+from engine.decoding import default_threads
 from engine.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Plan:
     ----------
     batch_size : int
         Of every batch, the last one filled up.
-    workers : int
+    threads : int
         Threads that read and decode.
     commit_rows : int, optional
         Rows a commit; 64 MiB unless given.
@@ -41,7 +41,7 @@ class Plan:
     """
 
     batch_size: int
-    workers: int
+    threads: int
     commit_rows: int | None = None
     commit_seconds: float = 30.0
     max_pixels: int | None = None
@@ -65,7 +65,7 @@ def make_plan(
     encoder: Any,
     *,
     batch_size: int | None = None,
-    workers: int | None = None,
+    threads: int | None = None,
     commit_rows: int | None = None,
     commit_seconds: float = 30.0,
     limits: Mapping[str, int] | None = None,
@@ -75,12 +75,12 @@ def make_plan(
     unknown = set(limits or {}) - {"max_pixels"}
     if unknown:
         raise UsageError(f"unknown limit {min(unknown)!r}; known: max_pixels")
-    for name, value in (("batch_size", batch_size), ("workers", workers), ("commit_rows", commit_rows)):
+    for name, value in (("batch_size", batch_size), ("threads", threads), ("commit_rows", commit_rows)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
     return Plan(
         batch_size or default_batch_size(encoder),
-        workers or default_workers(),
+        threads or default_threads(),
         commit_rows,
         commit_seconds,
         (limits or {}).get("max_pixels"),

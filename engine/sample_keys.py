@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from engine import sample_table
 from engine.dataset import Dataset, Reader
-from engine.decoding import default_workers, ordered_map
+from engine.decoding import default_threads, ordered_map
 from engine.errors import ImageError
 from engine.keys import KEY_BYTES, key_of_content
 from engine.sample_scan import Scan, find_names, in_blocks, names_of, scan_dataset
@@ -111,9 +111,9 @@ class SampleKeys:
                 log.debug("no key for %s: %s", uri, error)
                 return None
 
-        workers = default_workers()
+        threads = default_threads()
         names = (uri for _, some in in_blocks(uris) for uri in some)
-        with closing(ordered_map(key_of, names, workers, ahead=8 * workers)) as keys:
+        with closing(ordered_map(key_of, names, threads, ahead=8 * threads)) as keys:
             for position, key in zip(todo.tolist(), keys, strict=True):
                 if key is not None:
                     scan.learn(position, key, None, 0)

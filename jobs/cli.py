@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _told(f"error: {error.strerror or error}{where}", FAILED, debug)
     except MemoryError:
-        return _told("error: out of memory; try a smaller --batch-size or fewer --workers", FAILED, debug)
+        return _told("error: out of memory; try a smaller --batch-size or fewer --threads", FAILED, debug)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _told("error: the accelerator is out of memory; try a smaller --batch-size", FAILED, debug)

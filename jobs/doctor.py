@@ -172,7 +172,7 @@ def look_at_memory() -> Finding:
     value = f"{spoken_bytes(available)} free of {spoken_bytes(total)}"
     details = {"total": total, "available": available}
     if available < LITTLE_MEMORY:
-        step = "close other programs, or give a small --batch-size and few --workers"
+        step = "close other programs, or give a small --batch-size and few --threads"
         return Finding("memory", "slow", value, "little for a large model and its workers", step, details)
     return Finding(
         "memory", "good", value, "embeddings are read by mapping files, so they need not fit", details=details

@@ -31,7 +31,7 @@ PLAN_FILE = "plan.json"
 # What moves last bits: a run that goes on with another one takes these over.
 KEPT = ("batch_size", "compiled")
 LIMITS = {
-    "decode": "reading and decoding images was the limit: more --workers, a faster disk, or cached pixels",
+    "decode": "reading and decoding images was the limit: more --threads, a faster disk, or cached pixels",
     "encode": "the model was the limit: a GPU, or another --precision",
     "store": "writing the cache was the limit: a faster disk",
 }
@@ -42,7 +42,7 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
 
     what: list[str] = Field(["image"], min_length=1, description="image, text, pixels, tokens@LAYER")
     batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
-    workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
+    threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
     commit_seconds: float = Field(30.0, gt=0, description="commit at least this often")
     compiled: bool | None = Field(None, description="compile the image tower; by the size of the job if empty")
     rehash: bool = Field(False, description="read every file, also those that look unchanged")
@@ -149,7 +149,7 @@ def run(
                     encoder,
                     config.what,
                     batch_size=config.batch_size or kept.get("batch_size"),
-                    workers=config.workers,
+                    threads=config.threads,
                     commit_seconds=config.commit_seconds,
                     rehash=config.rehash,
                     limits={"max_pixels": config.max_pixels} if config.max_pixels else None,

@@ -112,7 +112,7 @@ def _embed(
     """Bring one kind of rows of all samples into the cache."""
     with record.step(f"cache {what} of {encoder.name}") as step:
         done = material.cache.embed(
-            material.dataset, encoder, (what,), batch_size=config.batch_size, workers=config.workers, progress=progress
+            material.dataset, encoder, (what,), batch_size=config.batch_size, threads=config.threads, progress=progress
         )
         step.items, step.reused, step.bytes = done.computed[what], done.reused[what], done.bytes
     if len(done.failures):

@@ -42,7 +42,7 @@ class MeasureOptions(DatasetOptions, ModelOptions, CacheOptions):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates, by patient")
     seed: int = Field(0, description="seed of resampling, baselines and of heads that start at random")
     batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
-    workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
+    threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def prepare(config: MeasureOptions, run: Run, progress: Progress) -> study_setti
     cache = Cache(config.cache)
     with run.step("embed images") as step:
         report = cache.embed(
-            dataset, encoder, ("image",), batch_size=config.batch_size, workers=config.workers, progress=progress
+            dataset, encoder, ("image",), batch_size=config.batch_size, threads=config.threads, progress=progress
         )
         step.items, step.reused, step.bytes = report.computed["image"], report.reused["image"], report.bytes
     run.fail(report.failures)

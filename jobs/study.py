@@ -59,7 +59,7 @@ class Config(configs.ModelOptions, configs.CacheOptions):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates, resampling patients")
     seed: int = 0
     batch_size: int | None = Field(None, ge=1, description="images a batch; by device unless given")
-    workers: int | None = Field(None, ge=1, description="threads that read and decode; by cores unless given")
+    threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores unless given")
     max_pixels: int | None = Field(None, ge=1, description="refuse larger images (decompression bombs)")
 
 
@@ -197,7 +197,7 @@ def _embed(
 def _plan(config: Config) -> dict[str, Any]:
     """Return how embedding is to be done, for `Cache.embed`."""
     limits = {"max_pixels": config.max_pixels} if config.max_pixels else None
-    return {"batch_size": config.batch_size, "workers": config.workers, "limits": limits}
+    return {"batch_size": config.batch_size, "threads": config.threads, "limits": limits}
 
 
 def _describe(material: study_settings.Material, config: Config, record: runs.Run) -> None:

@@ -42,8 +42,8 @@ def cache(function: Function) -> Function:
 
 
 def batches(function: Function) -> Function:
-    """Add --batch-size and --workers."""
-    function = click.option("--workers", type=int, metavar="N", help="Threads that read and decode. [by cores]")(
+    """Add --batch-size and --threads."""
+    function = click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [by cores]")(
         function
     )
     return click.option("--batch-size", type=int, metavar="N", help="Samples a batch. [by memory]")(function)

@@ -52,7 +52,7 @@ def test_ordered_map__keeps_order_and_runs_a_bounded_number_ahead():
         time.sleep(0.002 * (number % 3))
         return number * number
 
-    results = ordered_map(slow, iter(range(60)), workers=4, ahead=7)
+    results = ordered_map(slow, iter(range(60)), threads=4, ahead=7)
     for number, result in enumerate(results):
         assert result == number * number
         assert len(begun) <= number + 7 + 1
@@ -70,7 +70,7 @@ def test_ordered_map__a_dead_worker_stops_it_with_its_own_error():
 
     got = []
     with pytest.raises(ZeroDivisionError, match="worker 5 died"):
-        for result in ordered_map(dies, range(1000), workers=2, ahead=8):
+        for result in ordered_map(dies, range(1000), threads=2, ahead=8):
             got.append(result)
     assert got == list(range(len(got))) and len(got) <= 5 and len(begun) < 30
 
@@ -80,15 +80,15 @@ def test_ordered_map__a_dead_worker_stops_it_with_its_own_error():
 
 def test_extract__rows_stand_in_the_order_in_which_they_were_asked_for(tmp_path):
     dataset = drawn(50)
-    Cache(tmp_path).embed(dataset, FakeEncoder(), WHAT, batch_size=8, workers=4, commit_rows=1)
+    Cache(tmp_path).embed(dataset, FakeEncoder(), WHAT, batch_size=8, threads=4, commit_rows=1)
     expected = [key_of_content(dataset.reader.read(uri)) for uri in dataset.samples["uri"]]
     for kind, name in Cache(tmp_path).arrays():
         assert list(map(bytes, Cache(tmp_path).array(kind, name).keys)) == expected
         assert verify_array(tmp_path, kind, name) == (50, [])
 
 
-def test_extract__bytes_do_not_depend_on_workers_or_commits(tmp_path):
-    plans = [{"workers": 1}, {"workers": 5, "commit_rows": 1}, {"workers": 2, "commit_rows": 30}]
+def test_extract__bytes_do_not_depend_on_threads_or_commits(tmp_path):
+    plans = [{"threads": 1}, {"threads": 5, "commit_rows": 1}, {"threads": 2, "commit_rows": 30}]
     for number, plan in enumerate(plans):
         Cache(tmp_path / str(number)).embed(drawn(45), FakeEncoder(), WHAT, batch_size=8, **plan)
     trees = [tree_bytes(tmp_path / str(number) / "arrays.zarr") for number in range(len(plans))]
@@ -116,7 +116,7 @@ def test_commit_policy__by_rows_by_size_and_by_time():
 def _embed(cache: Path, count: int, sleep: float) -> None:
     encoder = FakeEncoder()
     encoder.sleep = sleep
-    Cache(cache).embed(drawn(count), encoder, WHAT, batch_size=4, workers=2, commit_rows=1)
+    Cache(cache).embed(drawn(count), encoder, WHAT, batch_size=4, threads=2, commit_rows=1)
 
 
 def test_kill__and_start_again_ends_with_the_same_bytes(tmp_path):
@@ -173,7 +173,7 @@ def test_dead_encoder__stops_the_job_with_its_own_error_and_keeps_the_rows(tmp_p
 
 
 def test_dead_decoder__stops_the_job_with_its_own_error(tmp_path, monkeypatch):
-    def dies(content, max_pixels):
+    def dies(content, max_pixels, at_least):
         raise ZeroDivisionError("a bug, not a bad image")
 
     monkeypatch.setattr(pixels, "decode", dies)

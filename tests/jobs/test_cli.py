@@ -122,7 +122,7 @@ def test_configs_describe_their_keys(path):
     assert issubclass(config_class, BaseModel)
     nameless = [name for name, field in config_class.model_fields.items() if not field.description]
     sections = [name for name in nameless if any(key.startswith(f"{name}.") for key in known_keys(config_class))]
-    assert set(nameless) <= {*sections, "seed", "title", "subtitle", "batch_size", "workers", "protocols"}
+    assert set(nameless) <= {*sections, "seed", "title", "subtitle", "batch_size", "threads", "protocols"}
 
 
 # -- Wrong usage -----------------------------------------------------------------------------------------------------

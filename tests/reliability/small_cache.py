@@ -36,7 +36,7 @@ def fill(cache: Path, dataset: Dataset, *, indexed: bool = True) -> Cache:
     settle()
     opened = Cache(cache)
     for encoder in encoders():
-        opened.embed(dataset, encoder, ["image", "text", "pixels", "tokens@1"], batch_size=8, workers=1)
+        opened.embed(dataset, encoder, ["image", "text", "pixels", "tokens@1"], batch_size=8, threads=1)
         if indexed:
             index.build_index(opened, encoder.id)
     return opened
