@@ -150,7 +150,7 @@ def create_array(storage: Storage, form: ArrayFormat) -> None:
             if not storage.exists(f"{parent}/{METADATA}"):
                 document = array_format.document_bytes(array_format.parent_document())
                 storage.make_folder(parent)
-                storage.put([(f"{parent}/{METADATA}", [document])], scratch)
+                storage.put([[(f"{parent}/{METADATA}", [document])]], scratch)
         parts = (form.payload, CHECK, KEY)
         documents = [(f"{part}/{METADATA}", form.array_document(part, 0)) for part in parts]
         documents.append((METADATA, form.group_document()))

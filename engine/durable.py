@@ -11,17 +11,20 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from engine.errors import CacheError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Files written at once: syncs overlap, and more than a few of them gain nothing on a local disk.
-WRITERS = 4
+NewFile: TypeAlias = tuple[Path, Iterable[bytes | np.ndarray]]
+
+# Files written at once. Most of that is waiting for the disk, which writes down several syncs as one.
+WRITERS = 8
 _numbers = itertools.count()
 
 
@@ -45,53 +48,62 @@ def write_whole(path: Path, parts: Iterable[bytes | np.ndarray], scratch: Path) 
     _place(_written(path, parts, scratch), path)
 
 
-def write_many(
-    files: Iterable[tuple[Path, Iterable[bytes | np.ndarray]]], scratch: Path, placed: Callable[[Path], None]
-) -> None:
-    """Put files in place as `write_whole` does, in their order; a few are written and synced at once.
+def write_in_steps(steps: Iterable[Iterable[NewFile]], scratch: Path, lazily: Iterable[NewFile] = ()) -> None:
+    """Put files in place as `write_whole` does, in their order; those of one step are durable before the next appears.
 
-    One sync after the other would wait for the disk each time, and leave it idle in between.
+    Some files are written and synced ahead, beside one another: one sync after the other would wait for the disk each
+    time, and leave it idle in between.
 
     Parameters
     ----------
-    files : iterable of (path, parts)
-        Taken as they are written, so that a generator keeps only a few in memory.
+    steps : iterable of iterables of (path, parts)
+        Taken as they are written, so that generators keep only a few files in memory.
     scratch : Path
-    placed : callable(path)
-        Told of each file that is in place, before the next one is put there.
+    lazily : iterable of (path, parts)
+        Files that follow after all steps. Their contents are synced and their names are not: after a power cut the
+        files before them may be there instead.
 
     Raises
     ------
     CacheError
         As `write_whole`; the files before the one that failed are in place, those after it are not.
     """
-    waiting: deque[tuple[Path, Future[Path]]] = deque()
-    iterator = iter(files)
-    ahead = list(itertools.islice(iterator, 2))
-    if len(ahead) < 2:
-        for path, parts in ahead:
-            write_whole(path, parts, scratch)
-            placed(path)
-        return
+    waiting: deque[tuple[int, Path, Future[Path]]] = deque()
+    current, folders = 0, dict[Path, None]()
 
     def place_first() -> None:
-        path, written = waiting.popleft()
-        _place(written.result(), path)
-        placed(path)
+        nonlocal current
+        step, path, written = waiting.popleft()
+        temporary = written.result()
+        if step != current:
+            _sync_all(folders)
+            current = step
+        _place(temporary, path)
+        folders[path.parent] = None
 
     # Made anew each time: threads do not survive a fork, and starting some costs less than one sync.
     with ThreadPoolExecutor(WRITERS, "writing") as pool:
         try:
-            for path, parts in itertools.chain(ahead, iterator):
-                waiting.append((path, pool.submit(_written, path, parts, scratch)))
-                if len(waiting) > WRITERS:
-                    place_first()
+            for step, files in enumerate(itertools.chain(steps, [lazily])):
+                for path, parts in files:
+                    waiting.append((step, path, pool.submit(_written, path, parts, scratch)))
+                    if len(waiting) > WRITERS:
+                        place_first()
+            last = step
             while waiting:
                 place_first()
         finally:
-            for _, written in waiting:
+            for _, _, written in waiting:
                 if not written.cancel() and written.exception() is None:
                     written.result().unlink(missing_ok=True)
+    if current < last:
+        _sync_all(folders)
+
+
+def _sync_all(folders: dict[Path, None]) -> None:
+    for folder in folders:
+        sync_folder(folder)
+    folders.clear()
 
 
 def _written(path: Path, parts: Iterable[bytes | np.ndarray], scratch: Path) -> Path:

@@ -7,8 +7,8 @@ on):
 - A commit leaves out keys that another writer has stored since, fills the short last chunk (replaced whole, by
   rename), then goes on in new chunks: for each chunk the payload, then the checks, then the keys. **A row exists when
   its key is there**; a commit that dies in between leaves bytes that nobody counts and the next commit overwrites.
-- Each file is synced before its rename, and the folders of payload and checks before the keys are written, so the same
-  holds after a power cut. What `append` has returned for is on the disk. Files of one step are synced several at once.
+- Each file is synced before its rename, and the folders of payload and checks before the keys appear, so the same holds
+  after a power cut. What `append` has returned for is on the disk. Files of one step are synced several at once.
 - The shapes in Zarr's metadata follow the keys at the end of each commit. They may lag behind after a kill and never
   run ahead, so plain Zarr readers see whole rows only, and fewer keys than the shape says means damage.
 - Readers take no lock: they read keys first and payload after. On a local disk all chunk files of the rows they know
@@ -19,19 +19,18 @@ on):
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from engine import array_folder, array_format
 from engine.array_format import CHECK, DAMAGED, KEY, METADATA, ArrayFormat
-from engine.chunk_map import Chunks
+from engine.chunk_map import Chunks, spans
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
 from engine.row_check import all_finite, row_checks
@@ -42,6 +41,8 @@ from engine.storage import NewFile, Storage, storage_of
 BLOCK_BYTES = 1 << 22
 BYTES_FOR_THREADS = 1 << 25
 MOST_THREADS = 4
+
+Result = TypeVar("Result")
 
 
 class _Known(NamedTuple):
@@ -264,7 +265,7 @@ class KeyedArray:
         """Return the payload of rows, in blocks."""
         form, keys = known.form, known.lookup.keys
         values = np.empty((len(rows), *form.row_shape), form.dtype)
-        step = max(1, BLOCK_BYTES // max(form.row_bytes, 1))
+        step = _block_rows(form)
 
         def read_block(start: int) -> np.ndarray:
             some, out = rows[start : start + step], values[start : start + step]
@@ -279,12 +280,7 @@ class KeyedArray:
             these = keys[some.start : some.stop] if isinstance(some, range) else keys[some]
             return np.asarray(some)[row_checks(these, out) != checks]
 
-        starts = range(0, len(rows), step)
-        if values.nbytes < BYTES_FOR_THREADS:
-            wrong = list(map(read_block, starts))
-        else:
-            with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "reading") as pool:
-                wrong = list(pool.map(read_block, starts))
+        wrong = _in_blocks(read_block, len(rows), form)
         if wrong:
             self._refuse(np.concatenate(wrong), len(rows))
         return values
@@ -319,18 +315,19 @@ class KeyedArray:
         CacheError
             The disk is full or the cache cannot be written; the rows committed before stay valid.
         """
-        keys, payload, checks = self._checked(keys, payload)
+        keys, payload = self._checked(keys, payload)
         with self._storage.lock(self._lock):
             self._storage.sweep(self._scratch)
             self.refresh()
             fresh = first_occurrences(keys)
             fresh = fresh[self.find(keys[fresh]) < 0]
             if len(fresh) < len(keys):
-                keys, payload, checks = keys[fresh], payload[fresh], checks[fresh]
+                keys, payload = keys[fresh], payload[fresh]
             if len(fresh):
-                self._commit(keys, payload, checks)
+                self._commit(keys, payload)
                 self.refresh()
-            self._write_metadata()
+            else:
+                self._storage.put([], self._scratch, self._stale_metadata(len(self)))
         return len(fresh)
 
     def finish(self) -> None:
@@ -339,12 +336,12 @@ class KeyedArray:
         Writes nothing where nothing is amiss, so that a complete cache may be read-only.
         """
         self.refresh()
-        if not self._stale_metadata() and not self._storage.exists(self._scratch):
+        if not self._stale_metadata(len(self)) and not self._storage.exists(self._scratch):
             return
         with self._storage.lock(self._lock):
             self._storage.sweep(self._scratch)
             self.refresh()
-            self._write_metadata()
+            self._storage.put([], self._scratch, self._stale_metadata(len(self)))
             self._storage.drop(self._scratch)
 
     @property
@@ -355,8 +352,8 @@ class KeyedArray:
     def _scratch(self) -> str:
         return array_folder.scratch_name(self._kind, self._name)
 
-    def _checked(self, keys: np.ndarray, payload: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return keys, payload and the rows' checks; CacheError where these are no rows of this array."""
+    def _checked(self, keys: np.ndarray, payload: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys and payload, contiguous; CacheError where these are no rows of this array."""
         form = self.form
         if keys.dtype != np.uint8 or keys.shape != (len(payload), KEY_BYTES):
             raise CacheError(f"keys of {form.name} must be uint8 ({len(payload)}, 16), not {keys.dtype} {keys.shape}")
@@ -367,54 +364,68 @@ class KeyedArray:
         keys, payload = np.ascontiguousarray(keys), np.ascontiguousarray(payload)
         if array_folder.count_keys(keys) < len(keys):
             raise CacheError(f"a row of {form.name} has the key of nothing, all zeros; keys come from engine.keys")
-        checks, step = np.empty(len(keys), np.uint64), max(1, BLOCK_BYTES // max(form.row_bytes, 1))
-        for start in range(0, len(keys), step):
-            some = payload[start : start + step]
-            if not all_finite(some):
-                raise CacheError(
-                    f"rows of {form.name} hold NaN or infinity; such a sample is a failure and is not stored"
-                )
-            checks[start : start + step] = row_checks(keys[start : start + step], some)
-        return keys, payload, checks
+        step = _block_rows(form)
+        if not all(_in_blocks(lambda start: all_finite(payload[start : start + step]), len(keys), form)):
+            raise CacheError(f"rows of {form.name} hold NaN or infinity; such a sample is a failure and is not stored")
+        return keys, payload
 
-    def _commit(self, keys: np.ndarray, payload: np.ndarray, checks: np.ndarray) -> None:
-        """Write the payload and checks of all chunks that get rows, durably, and then their keys in order."""
-        known = self._known
-        first, offset = divmod(len(self), known.form.chunk_rows)
-        payload_files = self._chunk_files(known.form.payload, known.payload, payload, first, offset)
-        check_files = self._chunk_files(CHECK, known.checks, checks, first, offset)
-        self._storage.put(itertools.chain(payload_files, check_files), self._scratch)
-        # Key chunks appear strictly in order: a row is there only if all before it are.
-        key_files = self._chunk_files(KEY, None, keys, first, offset)
-        self._storage.put(key_files, self._scratch, "one by one")
+    def _commit(self, keys: np.ndarray, payload: np.ndarray) -> None:
+        """Write the payload and checks of all chunks that get rows, then their keys, then what tells plain readers."""
+        known, count, added = self._known, len(self), len(keys)
+        places = list(spans(count, added, known.form.chunk_rows))
+        checks = np.empty(added, np.uint64)
 
-    def _chunk_files(
-        self, part: str, old: Chunks | None, rows: np.ndarray, first: int, offset: int
-    ) -> Iterator[NewFile]:
-        """Yield the chunk files of new rows; the first one begins with the `offset` rows that it has already."""
-        form = self.form
-        shape, dtype = form.part_shape(part), form.part_dtype(part)
-        for start in range(-offset, len(rows), form.chunk_rows):
-            number = first + (start + offset) // form.chunk_rows
-            pieces = [rows[max(start, 0) : start + form.chunk_rows]]
-            if start < 0:
-                pieces.insert(0, self.keys[start:] if old is None else old.chunk(number, offset))
-            free = form.chunk_rows - sum(map(len, pieces))
+        def payload_and_checks() -> Iterator[NewFile]:
+            for place in places:
+                some = place[2]
+                # Computed here, while the files before are on their way to the disk.
+                checks[some] = row_checks(keys[some], payload[some])
+                yield self._chunk_file(known.form.payload, known.payload, payload, *place)
+            for place in places:
+                yield self._chunk_file(CHECK, known.checks, checks, *place)
+
+        # Where a power cut has lost an earlier chunk of keys and kept a later one, that one must not count again.
+        after = known.form.chunk_file(KEY, -(-(count + added) // known.form.chunk_rows))
+        self._storage.remove(f"{self._folder}/{KEY}/{after}")
+        keys_of_chunks = (self._chunk_file(KEY, None, keys, *place) for place in places)
+        self._storage.put([payload_and_checks(), keys_of_chunks], self._scratch, self._stale_metadata(count + added))
+
+    def _chunk_file(
+        self, part: str, old: Chunks | None, rows: np.ndarray, number: int, inside: slice, some: slice
+    ) -> NewFile:
+        """Return a chunk file: the rows that it has already, some of the new rows, and what stands after the last."""
+        form, pieces = self.form, [rows[some]]
+        if inside.start:
+            kept = self.keys[number * form.chunk_rows :] if old is None else old.chunk(number, inside.start)
+            pieces.insert(0, kept)
+        if inside.stop < form.chunk_rows:
+            shape, dtype = form.part_shape(part), form.part_dtype(part)
+            free = form.chunk_rows - inside.stop
             pieces.append(np.full((free, *shape), array_folder.fill_value(dtype), dtype))
-            yield f"{self._folder}/{part}/{form.chunk_file(part, number)}", pieces
+        return f"{self._folder}/{part}/{form.chunk_file(part, number)}", pieces
 
-    def _write_metadata(self) -> None:
-        """Bring the arrays' shapes up to the keys: payload and checks before the keys, as a plain reader needs it."""
-        stale = self._stale_metadata()
-        if stale:
-            self._storage.put(stale, self._scratch, "later")
+    def _stale_metadata(self, rows: int) -> list[NewFile]:
+        """Return the metadata files that do not promise these rows, with what they should say.
 
-    def _stale_metadata(self) -> list[NewFile]:
-        """Return the metadata files that do not say what they should, with what they should say."""
+        Payload and checks come before the keys, as a plain reader needs it.
+        """
         stale: list[NewFile] = []
         for part in (self.form.payload, CHECK, KEY):
             name = f"{self._folder}/{part}/{METADATA}"
-            document = array_format.document_bytes(self.form.array_document(part, len(self)))
+            document = array_format.document_bytes(self.form.array_document(part, rows))
             if self._storage.read_many([name]) != [document]:
                 stale.append((name, [document]))
         return stale
+
+
+def _block_rows(form: ArrayFormat) -> int:
+    return max(1, BLOCK_BYTES // max(form.row_bytes, 1))
+
+
+def _in_blocks(work: Callable[[int], Result], count: int, form: ArrayFormat) -> list[Result]:
+    """Call with the first row of each block of rows, in several threads where it is much; return the results."""
+    starts = range(0, count, _block_rows(form))
+    if count * form.row_bytes < BYTES_FOR_THREADS:
+        return list(map(work, starts))
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "rows") as pool:
+        return list(pool.map(work, starts))

@@ -8,6 +8,7 @@ chunk numbers follow from the metadata, and who knows an encoder's id needs no l
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from engine.chunk_map import Chunks, RecentChunks
 from engine.errors import CacheError
 
 if TYPE_CHECKING:
-    from engine.storage import Durable, NewFile
+    from engine.storage import NewFile
 
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 IN_ARCHIVES = {"zip", "tar", "libarchive"}
@@ -171,10 +172,10 @@ class RemoteStorage:
             return False
         return True
 
-    def put(self, files: Iterable[NewFile], scratch: str, names_durable: Durable = "at the end") -> None:
+    def put(self, steps: Iterable[Iterable[NewFile]], scratch: str, lazily: Iterable[NewFile] = ()) -> None:
         """See `Storage.put`; how durable a file is is the file system's affair."""
         self._refuse_read_only()
-        for name, parts in files:
+        for name, parts in itertools.chain(itertools.chain.from_iterable(steps), lazily):
             path = self._path(name)
             content = b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts)
             try:
@@ -189,9 +190,19 @@ class RemoteStorage:
                     "what was committed before is valid"
                 ) from error
 
+    def remove(self, name: str) -> None:
+        """See `Storage.remove`."""
+        self._refuse_read_only()
+        try:
+            self._system.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+        except Exception as error:  # each file system has its own
+            raise CacheError(f"cannot remove {self.place(name)} ({type(error).__name__}: {error})") from error
+
     def put_folder(self, folder: str, files: Sequence[NewFile], scratch: str) -> None:
         """See `Storage.put_folder`."""
-        self.put([(f"{folder}/{name}", parts) for name, parts in files], scratch)
+        self.put([[(f"{folder}/{name}", parts) for name, parts in files]], scratch)
 
     def make_folder(self, folder: str) -> None:
         """See `Storage.make_folder`: folders come with their files."""
@@ -241,7 +252,7 @@ class RemoteStorage:
         with _temporary_folder() as folder:
             path = folder / name.rpartition("/")[2]
             yield path
-            self.put([(name, [path.read_bytes()])], scratch)
+            self.put([[(name, [path.read_bytes()])]], scratch)
 
     def local_folder(self) -> Path:
         """See `Storage.local_folder`."""

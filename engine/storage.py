@@ -14,19 +14,18 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from engine.array_format import ArrayFormat
 from engine.chunk_map import Chunks, LocalChunks
-from engine.durable import make_folder, sync_folder, write_error, write_many
+from engine.durable import make_folder, sync_folder, write_error, write_in_steps
 from engine.errors import CacheError
 from engine.lock import record_lock
 
 Part: TypeAlias = bytes | np.ndarray
 NewFile: TypeAlias = tuple[str, Sequence[Part]]
-Durable: TypeAlias = Literal["at the end", "one by one", "later"]
 
 
 class Storage(Protocol):
@@ -63,24 +62,27 @@ class Storage(Protocol):
             The place cannot list its folders.
         """
 
-    def put(self, files: Iterable[NewFile], scratch: str, names_durable: Durable = "at the end") -> None:
-        """Write files, each there whole or not at all, in the given order, with durable contents.
+    def put(self, steps: Iterable[Iterable[NewFile]], scratch: str, lazily: Iterable[NewFile] = ()) -> None:
+        """Write files, each there whole or not at all, in the given order; durable when this returns.
 
         Parameters
         ----------
-        files : iterable of (name, parts)
-            Their folders exist. Parts are bytes or C-contiguous arrays, written one after the other.
+        steps : iterable of iterables of (name, parts)
+            A step's files appear only when those of the step before are durable, also after a power cut. Their folders
+            exist. Parts are bytes or C-contiguous arrays, written one after the other.
         scratch : str
             Folder for what is not finished.
-        names_durable : "at the end", "one by one" or "later"
-            That the files are there is durable when this returns; for each file before the next one appears; or at
-            some time (then after a power cut the files before may be there instead).
+        lazily : iterable of (name, parts)
+            Files that follow the steps. After a power cut, those before them may be there instead.
 
         Raises
         ------
         CacheError
             The disk is full, or the place cannot be written. The files before stay.
         """
+
+    def remove(self, name: str) -> None:
+        """Remove a file for certain, also after a power cut; nothing where there is none."""
 
     def put_folder(self, folder: str, files: Sequence[NewFile], scratch: str) -> None:
         """Write a folder that does not exist yet; the last file is the one by which others see that it exists."""
@@ -185,20 +187,22 @@ class LocalStorage:
         except OSError as error:
             raise CacheError(f"{self.place(folder)} cannot be listed ({error.strerror})") from error
 
-    def put(self, files: Iterable[NewFile], scratch: str, names_durable: Durable = "at the end") -> None:
+    def put(self, steps: Iterable[Iterable[NewFile]], scratch: str, lazily: Iterable[NewFile] = ()) -> None:
         """See `Storage.put`."""
         make_folder(self.folder / scratch)
-        folders: dict[Path, None] = {}
+        paths = (((self.folder / name, parts) for name, parts in files) for files in steps)
+        write_in_steps(paths, self.folder / scratch, ((self.folder / name, parts) for name, parts in lazily))
 
-        def placed(path: Path) -> None:
-            if names_durable == "one by one":
-                sync_folder(path.parent)
-            elif names_durable == "at the end":
-                folders[path.parent] = None
-
-        write_many(((self.folder / name, parts) for name, parts in files), self.folder / scratch, placed)
-        for folder in folders:
-            sync_folder(folder)
+    def remove(self, name: str) -> None:
+        """See `Storage.remove`."""
+        path = self.folder / name
+        if not path.exists():
+            return
+        try:
+            path.unlink()
+        except OSError as error:
+            raise write_error(error, path) from error
+        sync_folder(path.parent)
 
     def put_folder(self, folder: str, files: Sequence[NewFile], scratch: str) -> None:
         """See `Storage.put_folder`: built beside and renamed to its place, so that nobody ever sees a part of it."""
@@ -206,7 +210,7 @@ class LocalStorage:
         make_folder(target.parent)
         for name, _ in files:
             make_folder((self.folder / new / name).parent)
-        self.put([(f"{new}/{name}", parts) for name, parts in files], scratch)
+        self.put([[(f"{new}/{name}", parts) for name, parts in files]], scratch)
         try:
             os.rename(self.folder / new, target)
         except OSError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
-from engine import array_format, storage
+from engine import array_format, durable
 from engine.array_folder import list_arrays
 from engine.array_format import METADATA
 from engine.array_verify import verify_array
@@ -391,22 +391,41 @@ def test_full_disk__is_named_with_path_and_bytes_and_leaves_a_valid_cache(tmp_pa
 
 def test_commit__that_dies_before_the_keys_has_committed_nothing(tmp_path, monkeypatch):
     array = filled(tmp_path, 20)
-    real = storage.write_many
+    real = durable._place
 
-    def dies_at_keys(files, scratch, placed):
-        files = list(files)
-        if files[0][0].parent.name == "key":
+    def dies_at_keys(temporary, path):
+        if path.parent.name == "key":
             raise OSError("pulled the plug")
-        real(files, scratch, placed)
+        real(temporary, path)
 
-    monkeypatch.setattr(storage, "write_many", dies_at_keys)
+    monkeypatch.setattr(durable, "_place", dies_at_keys)
     with pytest.raises(OSError, match="plug"):
         array.append(keys_of(range(20, 60)), rows_of(range(20, 60)))
-    monkeypatch.setattr(storage, "write_many", real)
+    monkeypatch.setattr(durable, "_place", real)
     assert verify_array(tmp_path, "image", "enc") == (20, [])
     again = KeyedArray.open(tmp_path, "image", "enc")
     assert again.append(keys_of(range(30, 35)), rows_of(range(30, 35))) == 5
     np.testing.assert_array_equal(again.read_all(), rows_of([*range(20), *range(30, 35)]))
+
+
+def test_append__never_lets_a_chunk_of_keys_count_again_that_a_power_cut_has_left_behind(tmp_path):
+    """A file system may lose the rename of an earlier chunk of keys and keep that of a later one."""
+    array = filled(tmp_path, 20)
+    metadata = {path: path.read_bytes() for path in array.folder.rglob(METADATA)}
+    array.append(keys_of(range(20, 60)), rows_of(range(20, 60)))
+    for path, content in metadata.items():
+        path.write_bytes(content)
+    before = filled(tmp_path / "before", 20)
+    shutil.copy(before.folder / "key" / "c.1.0", array.folder / "key" / "c.1.0")
+    again = KeyedArray.open(tmp_path, "image", "enc")
+    assert len(again) == 20
+    for start, stop in ((80, 92), (92, 95), (95, 130)):  # the first ends with its chunk
+        again.append(keys_of(range(start, stop)), rows_of(range(start, stop)))
+        numbers = [*range(20), *range(80, stop)]
+        again = KeyedArray.open(tmp_path, "image", "enc")
+        np.testing.assert_array_equal(again.keys, keys_of(numbers))
+        np.testing.assert_array_equal(again.read_all(), rows_of(numbers))
+    assert verify_array(tmp_path, "image", "enc")[1] == []
 
 
 def test_append__syncs_payload_and_checks_before_the_keys_appear(tmp_path, monkeypatch):
