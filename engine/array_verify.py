@@ -25,6 +25,10 @@ from engine.keys import KEY_BYTES
 from engine.row_check import row_checks
 from engine.row_lookup import first_occurrences
 
+# What compaction removes; anything else has to be repaired.
+HOLES = "keys are missing before later ones"
+DOUBLES = "keys stand a second time"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -178,7 +182,7 @@ def _promised_rows(folder: Path, form: ArrayFormat, part: str) -> tuple[int, str
 
 def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tuple[np.ndarray, list[Damage]]:
     """Return the keys up to the last one that is there or promised, zeros where some are lost."""
-    numbers = _chunk_numbers(folder / KEY, form, KEY)[0]
+    numbers = chunk_numbers(folder / KEY, form, KEY)[0]
     last = max([*numbers, (promised - 1) // form.chunk_rows if promised else -1])
     keys = np.zeros(((last + 1) * form.chunk_rows, KEY_BYTES), np.uint8)
     found = []
@@ -198,17 +202,17 @@ def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tu
     reported = {damage.chunk for damage in found}
     for number, rows in _by_chunk(np.flatnonzero(~present), form):
         if number not in reported:
-            found.append(Damage(label, KEY, number, _ranges(rows), "keys are missing before later ones"))
+            found.append(Damage(label, KEY, number, _ranges(rows), HOLES))
     twice = np.ones(count, bool)
     twice[first_occurrences(keys)] = False
     for number, rows in _by_chunk(np.flatnonzero(twice & present), form):
-        found.append(Damage(label, KEY, number, _ranges(rows), "keys stand a second time"))
+        found.append(Damage(label, KEY, number, _ranges(rows), DOUBLES))
     return keys, found
 
 
 def _wrong_files(folder: Path, form: ArrayFormat, label: str) -> Iterator[Damage]:
     for part in (form.payload, CHECK, KEY):
-        for stranger in _chunk_numbers(folder / part, form, part)[1]:
+        for stranger in chunk_numbers(folder / part, form, part)[1]:
             yield Damage(label, part, -1, "", f"the file {stranger!r} does not belong there")
 
 
@@ -248,7 +252,7 @@ def _content(folder: Path, form: ArrayFormat, part: str, number: int) -> np.ndar
         return f"chunk file {path.name} cannot be read: {error.strerror}"
 
 
-def _chunk_numbers(folder: Path, form: ArrayFormat, part: str) -> tuple[list[int], list[str]]:
+def chunk_numbers(folder: Path, form: ArrayFormat, part: str) -> tuple[list[int], list[str]]:
     """Return the numbers of an array's chunk files, and the names of files that are none."""
     numbers, strangers = [], []
     try:

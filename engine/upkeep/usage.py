@@ -95,9 +95,19 @@ def keys_in(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty((0, KEY_BYTES), np.uint8)
 
 
-def used_keys(tables: Iterable[SampleTable], kind: str) -> np.ndarray:
-    """Return the different keys that tables name for a kind of array, (m, 16) uint8."""
-    parts = [keys_in(each.table[COLUMN_OF_KIND[kind]]) for each in tables]
+def used_keys(tables: Iterable[SampleTable], kind: str, *, last_scan_only: bool = False) -> np.ndarray:
+    """Return the different keys that tables name for a kind of array, (m, 16) uint8.
+
+    Parameters
+    ----------
+    tables : iterable of SampleTable
+    kind : "image", "text", "pixels" or "tokens"
+    last_scan_only : bool
+        Leave out samples that their data set did not hold when it was last embedded.
+    """
+    column = COLUMN_OF_KIND[kind]
+    chosen = [each.table.filter(each.table["in_last_scan"]) if last_scan_only else each.table for each in tables]
+    parts = [keys_in(table[column]) for table in chosen]
     keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *parts])
     return keys[first_occurrences(keys)]
 

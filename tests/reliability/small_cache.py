@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,14 +31,18 @@ def write_dataset(folder: Path, count: int = SAMPLES, first: int = 0, name: str 
     return dataset_of(uris, folder_dataset(folder).reader, texts, name=name)
 
 
-def fill(cache: Path, dataset: Dataset, *, indexed: bool = True) -> Cache:
-    """Embed a data set with both encoders and index its images."""
+def fill(
+    cache: Path,
+    dataset: Dataset,
+    with_: Sequence[FakeEncoder] | None = None,
+    what: Sequence[str] = ("image", "text", "pixels", "tokens@1"),
+) -> Cache:
+    """Embed a data set with some encoders (both) and index its images."""
     settle()
     opened = Cache(cache)
-    for encoder in encoders():
-        opened.embed(dataset, encoder, ["image", "text", "pixels", "tokens@1"], batch_size=8, threads=1)
-        if indexed:
-            index.build_index(opened, encoder.id)
+    for encoder in with_ or encoders():
+        opened.embed(dataset, encoder, what, batch_size=8)
+        index.build_index(opened, encoder.id)
     return opened
 
 
