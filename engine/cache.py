@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from engine import array_folder, array_format, embed, extract
+from engine.blocks import Work
+from engine.cluster import Cluster
 from engine.dataset import Dataset
 from engine.embed import EmbedReport
 from engine.errors import CacheError, UsageError
@@ -24,7 +26,8 @@ from engine.features import Features, StoredRows, align, normalized
 from engine.keyed_array import KeyedArray
 from engine.keys import key_of_text
 from engine.plan import Plan, make_plan
-from engine.row_buffer import RowBuffer, Tally
+from engine.products import product_of
+from engine.row_buffer import Tally
 from engine.sample_keys import SampleKeys, stacked
 
 
@@ -121,6 +124,7 @@ class Cache:
         limits: Mapping[str, int] | None = None,
         compiled: bool | None = None,
         settled: Callable[[Plan], object] | None = None,
+        cluster: Cluster | None = None,
         progress: extract.Progress | None = None,
     ) -> EmbedReport:
         """Compute and store what is missing of a data set.
@@ -148,6 +152,8 @@ class Cache:
             Compile the image tower; by default where the number of images repays it.
         settled : callable(plan), optional
             Told the plan, with nothing left open, before anything is computed.
+        cluster : Cluster, optional
+            Workers that compute, see `engine.cluster.start_cluster`; this process unless given.
         progress : callable(name, done, total), optional
 
         Returns
@@ -165,7 +171,7 @@ class Cache:
         """
         if isinstance(what, str):
             raise UsageError(f"what is a list of products, such as [{what!r}]")
-        products = {product.what: product for product in (embed.product_of(name, encoder) for name in what)}
+        products = {product.what: product for product in (product_of(name, encoder) for name in what)}
         plan = make_plan(
             encoder,
             batch_size=batch_size,
@@ -185,6 +191,7 @@ class Cache:
             rehash=rehash,
             progress=progress,
             settled=settled,
+            cluster=cluster,
         )
 
     # -- Reading -----------------------------------------------------------------------------------------------------
@@ -234,7 +241,7 @@ class Cache:
 
     def tokens(self, dataset: Dataset, encoder: EncoderLike, layer: int) -> StoredRows:
         """Return the cached tokens that enter block `layer`, read when asked for; (m, n, width) float16."""
-        return self._stored(dataset, "tokens", embed.product_of(f"tokens@{layer}", encoder).name)
+        return self._stored(dataset, "tokens", product_of(f"tokens@{layer}", encoder).name)
 
     def _stored(self, dataset: Dataset, kind: str, name: str) -> StoredRows:
         array = self.array(kind, name)
@@ -254,10 +261,9 @@ class Cache:
         texts = list(texts)
         if not texts or not all(texts):
             raise UsageError(f"{'an empty text' if texts else 'no text'} cannot be embedded; give at least one word")
-        product, tally = embed.product_of("text", encoder), Tally({"text": 0})
-        buffer = RowBuffer(self.path, product.what, product.kind, product.name, product.description)
-        plan = make_plan(encoder)
-        embed.embed_texts(texts, encoder, buffer, tally, plan)
+        work = Work(self.path, None, (product_of("text", encoder),), make_plan(encoder), encoder.id)
+        tally = Tally({"text": 0})
+        embed.embed_texts(work, encoder, texts, tally)
         for text in texts:
             if failure := tally.failed_keys.get(key_of_text(text)):
                 raise CacheError(f"the text {text!r} cannot be embedded: {failure[1]}")

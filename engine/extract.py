@@ -3,8 +3,8 @@
 Comes in: the samples whose rows are missing, an encoder, and a buffer a product ("image", "pixels", "tokens@3",
 "text"). Goes out: rows committed to keyed arrays, in the order in which they were asked for, and the list of failures.
 
-- Decoding threads run a bounded number of images ahead (`engine.decoding`); their results are taken in order. What cannot
-  be read or decoded is listed; any other error in a part ends the job with that error.
+- Decoding threads run a bounded number of images ahead (`engine.decoding`); their results are taken in order. What
+  cannot be read or decoded is listed; any other error in a part ends the job with that error.
 - Batches have one static shape, the last one is filled up (`engine.batches`): a row's numbers must not depend on its
   neighbours. On a GPU the next batches are under way before the last one's rows are taken.
 - Commits come after whole batches only, by size and by time, in a thread of their own (`engine.storing`). So a killed
@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -158,8 +159,9 @@ class _Encoding:
 
 
 def extract_texts(
-    texts: Sequence[str],
-    keys: Sequence[bytes],
+    texts: Iterable[str],
+    total: int,
+    key_of: Callable[[str], bytes],
     encoder: EncoderLike,
     buffer: RowBuffer,
     tally: Tally,
@@ -167,18 +169,18 @@ def extract_texts(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Compute and store the embeddings of texts that are all different and all missing."""
-    told = progress or _silent
+    """Compute and store the embeddings of so many texts that are all different and all missing."""
+    told, coming, done = progress or _silent, iter(texts), 0
     with Storing([buffer], tally, policy) as store:
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = list(texts[start : start + TEXTS_AT_ONCE])
+        while some := list(islice(coming, TEXTS_AT_ONCE)):
             began = time.perf_counter()
             # Texts are of many lengths, so it is the encoder that gives its batches static shapes.
             values = as_array(encoder.encode_text(some))
             tally.seconds["encode"] += time.perf_counter() - began
-            _keep(buffer, list(keys[start : start + TEXTS_AT_ONCE]), values, tally)
+            _keep(buffer, [key_of(text) for text in some], values, tally)
             store.when_due()
-            told("embed texts", start + len(some), len(texts))
+            done += len(some)
+            told("embed texts", done, total)
 
 
 def _silent(name: str, done: int, total: int) -> None:

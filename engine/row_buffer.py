@@ -49,6 +49,16 @@ class Tally:
         before = self.failed_keys.get(key)
         self.failed_keys[key] = (f"{before[0]},{what}", before[1]) if before else (what, reason)
 
+    def include(self, other: Tally) -> None:
+        """Add what another process did."""
+        for what, count in other.computed.items():
+            self.computed[what] = self.computed.get(what, 0) + count
+        self.opened += other.opened
+        self.failed_positions.update(other.failed_positions)
+        self.failed_keys.update(other.failed_keys)
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
+
 
 class RowBuffer:
     """Rows of one product between computing and committing.

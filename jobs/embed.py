@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from engine.cache import Cache
+from engine.cluster import Cluster, start_cluster
 from engine.encoder import Encoder
 from engine.plan import Plan
 from jobs import opening
@@ -43,6 +45,8 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     what: list[str] = Field(["image"], min_length=1, description="image, text, pixels, tokens@LAYER")
     batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
     threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
+    workers: int | None = Field(None, ge=1, description="worker processes to start; this process alone if empty")
+    scheduler: str | None = Field(None, description="Dask scheduler whose workers compute, such as tcp://host:8786")
     commit_seconds: float = Field(30.0, gt=0, description="commit at least this often")
     compiled: bool | None = Field(None, description="compile the image tower; by the size of the job if empty")
     rehash: bool = Field(False, description="read every file, also those that look unchanged")
@@ -142,7 +146,7 @@ def run(
             record.path(PLAN_FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
         record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
-        with record.step("embed") as step:
+        with _cluster(config) as cluster, record.step("embed") as step:
             try:
                 report = cache.embed(
                     dataset,
@@ -155,6 +159,7 @@ def run(
                     limits={"max_pixels": config.max_pixels} if config.max_pixels else None,
                     compiled=kept.get("compiled") if config.compiled is None else config.compiled,
                     settled=write_plan,
+                    cluster=cluster,
                     progress=progress,
                 )
             except KeyboardInterrupt:
@@ -176,6 +181,15 @@ def run(
         report.waits,
         record.folder,
     )
+
+
+def _cluster(config: Config) -> AbstractContextManager[Cluster | None]:
+    """Return the workers that compute, None for this process alone."""
+    if config.workers is None and config.scheduler is None:
+        return nullcontext()
+    if config.scheduler is not None:
+        return start_cluster(scheduler=config.scheduler)
+    return start_cluster(config.workers, threads=config.threads)
 
 
 def unfinished_plan(runs: Path, encoder_id: str, schema: str, what: Sequence[str]) -> dict[str, Any]:

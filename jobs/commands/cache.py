@@ -24,6 +24,9 @@ def _parts(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @options.batches
 @options.out
+@click.option("--workers", type=int, metavar="N", help="Compute in N worker processes, one GPU each. [this process]")
+@click.option("--scheduler", metavar="ADDRESS", help="Compute in the workers of a Dask scheduler: tcp://HOST:PORT.")
+@click.option("--compiled/--no-compiled", default=None, help="Compile the image tower. [by the size of the job]")
 @click.option("--max-pixels", type=int, metavar="N", help="Refuse larger images: decompression bombs.")
 @click.option("--rehash", is_flag=True, default=None, help="Read every file again, also those that look unchanged.")
 def embed(**given: Any) -> dict[str, Any]:

@@ -24,7 +24,10 @@ def dataset(function: Function) -> Function:
 
 
 def model(function: Function) -> Function:
-    """Add --model, --precision and --device."""
+    """Add --model, --precision, --decoder and --device."""
+    function = click.option(
+        "--decoder", type=click.Choice(["exact", "fast"]), help="Fast: decode JPEGs at a fraction of their size. [exact]"
+    )(function)
     function = click.option("--device", help="auto, cpu, cuda or cuda:N. [auto]")(function)
     function = click.option(
         "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Numbers the model computes in. [auto]"
