@@ -88,16 +88,6 @@ def test_format__plain_zarr_reads_what_was_appended(tmp_path, kind, shape, names
     assert group.attrs["description"] == DESCRIPTION and group.attrs["format_version"] == 1
 
 
-def test_format__dask_and_xarray_open_it(tmp_path):
-    array = filled(tmp_path, 40)
-    dask_array = pytest.importorskip("dask.array").from_zarr(str(array.folder / "embedding"))
-    np.testing.assert_array_equal(dask_array[::3].compute(), rows_of(range(0, 40, 3)))
-    xarray = pytest.importorskip("xarray")
-    opened = xarray.open_zarr(array.folder, consolidated=False)
-    assert dict(opened.sizes) == {"row": 40, "dim": 12, "byte": 16}
-    np.testing.assert_array_equal(opened["embedding"].values, rows_of(range(40)))
-
-
 @pytest.mark.parametrize(
     ("row_bytes", "rows"), [(1024, 4096), (768, 8192), (2, 16384), (150528, 32), (302592, 16), (1 << 23, 1)]
 )
