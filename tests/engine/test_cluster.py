@@ -111,7 +111,7 @@ def test_a_killed_worker_costs_only_its_block(tmp_path, images, running):
     assert {process.pid for process in psutil.Process().children(recursive=True)} != before  # one has died
     Cache(tmp_path / "one").embed(dataset, FakeEncoder(DEADLY), ("image",), batch_size=4)
     assert len(report.failures) == 1
-        assert rows_of(tmp_path / "many", "image", DEADLY) == rows_of(tmp_path / "one", "image", DEADLY)
+    assert rows_of(tmp_path / "many", "image", DEADLY) == rows_of(tmp_path / "one", "image", DEADLY)
 
 
 def test_a_dead_device_in_a_worker_stops_the_job_with_its_own_error(tmp_path, images, running):
