@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import array_format
+from engine import array_format, folder_swap
 from engine.array_format import CHECK, DAMAGED, KEY, METADATA, STORE, ArrayFormat
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
@@ -144,6 +144,8 @@ def create_array(storage: Storage, form: ArrayFormat) -> None:
     with storage.lock(lock_name(form.kind, form.name)):
         scratch = scratch_name(form.kind, form.name)
         storage.sweep(scratch)
+        if isinstance(storage, LocalStorage):
+            folder_swap.settle(storage.folder, form.kind, form.name)
         if has_array(storage, form.kind, form.name):
             return
         for parent in (STORE, f"{STORE}/{form.kind}"):

@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from engine.array_format import STORE
 from engine.durable import make_folder, sync_folder, write_error
 
 NEW, OLD = "new", "old"
@@ -25,6 +26,13 @@ CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 def swap_scratch(cache: Path, kind: str, name: str) -> Path:
     """Return the folder in which a successor of an array is built; nobody sweeps it but `finish_swap`."""
     return cache / "tmp" / "upkeep" / kind / name
+
+
+def settle(cache: Path, kind: str, name: str) -> None:
+    """Put an array in place that a killed process has left beside it, before somebody makes another one."""
+    scratch = swap_scratch(cache, kind, name)
+    if scratch.exists():
+        shutil.rmtree(finish_swap(scratch, cache / STORE / kind / name))
 
 
 def finish_swap(scratch: Path, place: Path) -> Path:

@@ -20,7 +20,7 @@ from engine.errors import CacheError, UsageError
 from engine.row_lookup import RowLookup
 from engine.storage import LocalStorage
 from engine.upkeep import usage
-from engine.upkeep.rebuild import REPAIR, holding, rebuild
+from engine.upkeep.rebuild import REPAIR, finish_leftovers, holding, rebuild
 from engine.upkeep.repair import remove_stale_indexes
 from engine.upkeep.verify import array_folders
 
@@ -81,6 +81,8 @@ def compact_cache(
     UsageError
         Nothing says which rows are used.
     """
+    if not dry_run:
+        finish_leftovers(cache)
     tables = usage.sample_tables(cache)
     dropping = unused or removed
     if dropping:

@@ -40,6 +40,13 @@ def holding(cache: Path, kind: str, name: str) -> Iterator[Path]:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
+def finish_leftovers(cache: Path) -> None:
+    """Finish what killed processes have left: a swap that was half done, folders that nobody needs."""
+    for scratch in sorted((cache / "tmp" / "upkeep").glob("*/*")):
+        with holding(cache, scratch.parent.name, scratch.name):
+            pass
+
+
 def rebuild(
     folder: Path, form: ArrayFormat, rows: np.ndarray, keys: np.ndarray, scratch: Path, *, renumbered: bool
 ) -> None:

@@ -17,15 +17,16 @@ import numpy as np
 from engine import array_format
 from engine.array_format import CHECK, STORE, ArrayFormat
 from engine.array_verify import Damage, inspect_array, inspect_rows
-from engine.durable import make_folder, sync_folder, write_whole
+from engine.durable import sync_folder, write_whole
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
 from engine.lock import record_lock
 from engine.row_check import row_checks
 from engine.row_lookup import RowLookup, first_occurrences
+from engine.storage import LocalStorage
 from engine.upkeep import usage
 from engine.upkeep.descriptions import Description, recovered_format
-from engine.upkeep.rebuild import holding, rebuild
+from engine.upkeep.rebuild import finish_leftovers, holding, rebuild
 from engine.upkeep.verify import array_folders, parent_files, wrong_indexes, wrong_tables
 
 
@@ -91,6 +92,7 @@ def repair_cache(cache: Path, told: Mapping[str, Description] | None = None) -> 
     CacheError
         Something was written by a newer format version, or the cache cannot be written. What was repaired stays so.
     """
+    finish_leftovers(cache)
     tables = usage.sample_tables(cache)
     arrays = [
         repaired
@@ -198,12 +200,16 @@ def _chunk(folder: Path, form: ArrayFormat, part: str, number: int) -> np.ndarra
 def _write_parents(cache: Path) -> None:
     """Write the zarr.json of the store and its kinds again where they are not what they should be."""
     expected = array_format.document_bytes(array_format.parent_document())
-    scratch = cache / "tmp" / "upkeep"
-    for path in parent_files(cache, array_folders(cache)):
-        if not path.is_file() or path.read_bytes() != expected:
-            make_folder(scratch)
-            write_whole(path, [expected], scratch)
+    paths = parent_files(cache, array_folders(cache))
+    if all(path.is_file() and path.read_bytes() == expected for path in paths):
+        return
+    storage, scratch = LocalStorage(cache), "tmp/parents"
+    with storage.lock("locks/parents.lock"):
+        storage.sweep(scratch)
+        for path in paths:
+            write_whole(path, [expected], cache / scratch)
             sync_folder(path.parent)
+        storage.drop(scratch)
 
 
 def _remove_tables(cache: Path) -> list[str]:

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,16 @@ OPERATIONS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir")
 Payloads = dict[tuple[str, str], dict[bytes, bytes]]
 
 
-def killed_at(step: int, operation: Callable[[], Any]) -> bool:
+def killed_at(step: int, operation: Callable[[], Any], counted: Sequence[str] = OPERATIONS) -> bool:
     """Run an operation in a process that is killed before its file operation number `step`; tell whether it was."""
-    child = FORK.Process(target=_run_until, args=(step, operation))
+    child = FORK.Process(target=_run_until, args=(step, operation, counted))
     child.start()
     child.join()
     assert child.exitcode in (0, -signal.SIGKILL), f"the operation failed by itself, see above (step {step})"
     return child.exitcode != 0
 
 
-def _run_until(step: int, operation: Callable[[], Any]) -> None:
+def _run_until(step: int, operation: Callable[[], Any], names: Sequence[str]) -> None:
     left = step
 
     def count() -> None:
@@ -57,10 +57,11 @@ def _run_until(step: int, operation: Callable[[], Any]) -> None:
         count()
         file.write(buffer[len(buffer) // 2 :])
 
-    for name in OPERATIONS:
+    for name in names:
         setattr(os, name, counted(getattr(os, name)))
-    folder_swap._exchanged = counted(folder_swap._exchanged)
-    durable._write_all = write_in_halves
+    if names == OPERATIONS:
+        folder_swap._exchanged = counted(folder_swap._exchanged)
+        durable._write_all = write_in_halves
     operation()
 
 

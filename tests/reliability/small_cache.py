@@ -15,12 +15,16 @@ from tests.engine.fakes import FakeEncoder, dataset_of, folder_dataset, settle, 
 
 CHUNK_BYTES = 16 * 24  # 16 rows of an embedding a chunk, 2 of pixels: borders are crossed cheaply
 SAMPLES = 20
+EVERYTHING = ("image", "text", "pixels", "tokens@1")
 FIRST, SECOND = "fake-fp32-0123456789ab", "other-fp32-ba9876543210"
 
 
 def encoders() -> list[FakeEncoder]:
     """Return the two encoders of the cache: they share preprocessing and dimension."""
-    return [FakeEncoder(FIRST), FakeEncoder(SECOND)]
+    made = [FakeEncoder(FIRST), FakeEncoder(SECOND)]
+    for encoder in made:
+        encoder.description["preprocess"] = encoder.preprocess.description  # as real encoders have it
+    return made
 
 
 def write_dataset(folder: Path, count: int = SAMPLES, first: int = 0, name: str = "fake") -> Dataset:
@@ -35,7 +39,7 @@ def fill(
     cache: Path,
     dataset: Dataset,
     with_: Sequence[FakeEncoder] | None = None,
-    what: Sequence[str] = ("image", "text", "pixels", "tokens@1"),
+    what: Sequence[str] = EVERYTHING,
 ) -> Cache:
     """Embed a data set with some encoders (both) and index its images."""
     settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pytest
 from engine import array_format
 from engine.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
 from engine.array_verify import Damage, verify_array
+from engine.cache import Cache
+from engine.dataset import Dataset
 from engine.keyed_array import KeyedArray
+from engine.upkeep.repair import repair_cache
 from engine.upkeep.verify import array_folders, verify_cache, wrong_indexes, wrong_tables
 from tests.reliability import small_cache
 from tests.reliability.small_cache import FIRST, SECOND, changed, flipped
@@ -24,16 +28,21 @@ SAMPLED = {"quick": 2, "full": 150}  # bytes of each payload and check file
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Iterator[Path]:
+def images(tmp_path_factory) -> Dataset:
+    return small_cache.write_dataset(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, images) -> Iterator[Path]:
     """A whole cache, which each test damages and puts right again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(array_format, "CHUNK_BYTES", small_cache.CHUNK_BYTES)
         patch.setattr(os, "fsync", lambda descriptor: None)
         folder = tmp_path_factory.mktemp("corruption")
-        small_cache.fill(folder / "cache", small_cache.write_dataset(folder / "images"))
-    assert verify_cache(folder / "cache").damage == []
-    yield folder / "cache"
-    assert verify_cache(folder / "cache").damage == [], "a test has not put the cache right again"
+        small_cache.fill(folder / "cache", images)
+        assert verify_cache(folder / "cache").damage == []
+        yield folder / "cache"
+        assert verify_cache(folder / "cache").damage == [], "a test has not put the cache right again"
 
 
 def damage_of(cache: Path, *paths: Path) -> list[Damage]:
@@ -187,3 +196,104 @@ def test_a_newer_version_is_refused_and_not_called_damage(cache):
     with changed(path, newer):
         # The arrays' digests say version 1, so here it is a damaged digit.
         assert [item.array for item in damage_of(cache)] == [f"{STORE}/{METADATA}"]
+
+
+# -- Repair ----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: int) -> None:
+    path.write_bytes(flipped(path.read_bytes(), at, 0x40))
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def swap(one: Path, two: Path) -> None:
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second), two.write_bytes(first)
+
+
+IMAGE, PIXELS, TEXT = f"image/{FIRST}", "pixels/8-fake", f"text/{FIRST}"
+# What is done to an array's folder (its chunks have 16 rows of 20), and which rows have to be computed again.
+DAMAGES = {
+    "a flipped payload byte": (IMAGE, lambda array: flip(array / "embedding/c.0.0", 5 * 24 + 3), [5]),
+    "a flipped check": (IMAGE, lambda array: flip(array / "check/c.1", 2 * 8), [18]),
+    "a flipped key": (IMAGE, lambda array: flip(array / "key/c.0.0", 7 * 16 + 3), []),
+    "a payload chunk lost": (IMAGE, lambda array: (array / "embedding/c.1.0").unlink(), range(16, 20)),
+    "a check chunk shortened": (IMAGE, lambda array: shorten(array / "check/c.0"), range(16)),
+    "the first key chunk lost": (IMAGE, lambda array: (array / "key/c.0.0").unlink(), []),
+    "the last key chunk lost": (IMAGE, lambda array: (array / "key/c.1.0").unlink(), []),
+    "two payload chunks swapped": (PIXELS, lambda array: swap(array / "pixels/c.2.0.0.0", array / "pixels/c.5.0.0.0"),
+                                   [4, 5, 10, 11]),
+    "two key chunks swapped": (PIXELS, lambda array: swap(array / "key/c.2.0", array / "key/c.5.0"), []),
+    "a key and a payload byte of one row": (
+        TEXT, lambda array: (flip(array / "key/c.0.0", 48), flip(array / "embedding/c.0.0", 72)), [3]),
+    "the group's metadata": (IMAGE, lambda array: flip(array / METADATA, 300), []),
+    "the group's metadata lost": (TEXT, lambda array: (array / METADATA).unlink(), []),
+    "the metadata of preprocessed pixels": (PIXELS, lambda array: shorten(array / METADATA), []),
+    "an array's metadata": (IMAGE, lambda array: flip(array / "check" / METADATA, 100), []),
+    "metadata and a row": (IMAGE, lambda array: (flip(array / METADATA, 60), flip(array / "check/c.0", 8)), [1]),
+    "the store's metadata": (IMAGE, lambda array: flip(array.parent.parent / METADATA, 20), []),
+    "a kind's metadata lost": (IMAGE, lambda array: (array.parent / METADATA).unlink(), []),
+    "a foreign file": (IMAGE, lambda array: (array / "key/c.1.0.partial").write_bytes(b"?"), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_repair_drops_exactly_the_damaged_rows_and_embedding_makes_the_cache_whole(cache, images, tmp_path, damage):
+    name, harm, rows = DAMAGES[damage]
+    undamaged = small_cache.rows_by_key(cache)
+    kind, encoder = name.split("/")
+    keys = [key.tobytes() for key in KeyedArray.open(cache, kind, encoder).keys]
+    rough = Path(shutil.copytree(cache, tmp_path / "cache"))
+    harm(rough / STORE / name)
+    assert verify_cache(rough).damage
+    repaired = repair_cache(rough)
+    assert verify_cache(rough).damage == [] and not repaired.tables
+    left = small_cache.rows_by_key(rough)
+    assert undamaged[kind, encoder].keys() - left[kind, encoder].keys() == {keys[row] for row in rows}
+    assert {name for name in undamaged if undamaged[name] != left[name]} == ({(kind, encoder)} if len(rows) else set())
+    known = [key.tobytes() for array in repaired.arrays for key in array.dropped]
+    unnamed = sum(array.unnamed for array in repaired.arrays)
+    assert len(known) + unnamed == len(rows) and set(known) <= {keys[row] for row in rows}
+    computed = 0
+    for each in small_cache.encoders():
+        report = Cache(rough).embed(images, each, small_cache.EVERYTHING, batch_size=8)
+        computed += sum(report.computed.values())
+    assert computed == len(rows)
+    assert small_cache.rows_by_key(rough) == undamaged and verify_cache(rough).damage == []
+
+
+def test_repair_of_a_damaged_table_or_index_removes_it_and_leaves_all_rows(cache, tmp_path):
+    rough = Path(shutil.copytree(cache, tmp_path / "cache"))
+    table = next((rough / "datasets").iterdir())
+    flip(table, 200)
+    flip(rough / "indexes" / f"{FIRST}-image-exact.faiss", 100)
+    flip(rough / "indexes" / f"{SECOND}-image-exact.json", 30)
+    repaired = repair_cache(rough)
+    assert repaired.tables == [table.stem] and len(repaired.indexes) == 2 and not repaired.arrays
+    assert verify_cache(rough).damage == [] and small_cache.rows_by_key(rough) == small_cache.rows_by_key(cache)
+    assert not list((rough / "indexes").iterdir())
+
+
+def test_repair_names_an_array_that_nothing_describes_and_takes_a_description(cache, tmp_path):
+    rough = Path(shutil.copytree(cache, tmp_path / "cache"))
+    for kind in ("text", "tokens"):
+        for folder in (rough / STORE / kind).glob(f"{FIRST}*"):
+            shutil.rmtree(folder)
+    flip(rough / STORE / IMAGE / METADATA, 250)
+    lost = repair_cache(rough).arrays[0]
+    assert lost.lost and lost.name == FIRST and len(verify_cache(rough).damage) == 1
+    encoder = small_cache.encoders()[0]
+    repaired = repair_cache(rough, {encoder.id: encoder.description}).arrays[0]
+    assert not repaired.lost and repaired.rows == small_cache.SAMPLES
+    assert verify_cache(rough).damage == []
+    assert Cache(rough).array("image", FIRST).form.description == encoder.description
+
+
+def test_repair_leaves_an_array_under_another_ones_name_alone(cache, tmp_path):
+    rough = Path(shutil.copytree(cache, tmp_path / "cache"))
+    os.rename(rough / STORE / IMAGE, rough / STORE / "image" / "stranger")
+    assert [(array.name, array.lost) for array in repair_cache(rough).arrays] == [("stranger", True)]
+    assert (rough / STORE / "image" / "stranger" / "embedding").is_dir()

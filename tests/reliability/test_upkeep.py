@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from engine import array_format
+from engine import array_format, folder_swap
 from engine.cache import Cache
 from engine.dataset import Dataset
+from engine.keyed_array import KeyedArray
 from engine.upkeep.compact import compact_cache
+from engine.upkeep.repair import repair_cache
 from engine.upkeep.verify import verify_cache
 from tests.reliability import small_cache
 from tests.reliability.killing import Payloads, killed_at, reader_beside
@@ -114,3 +116,45 @@ def test_compaction_killed_anywhere_leaves_every_row_that_is_in_use(whole, tmp_p
 
     steps = kill_everywhere(shrunk, partial(compact_cache, unused=True, texts=True), check, every, everything)
     assert steps > 50, steps
+
+
+@pytest.mark.parametrize("every", [QUICK, FULL])
+def test_repair_killed_anywhere_keeps_every_undamaged_row(whole, tmp_path, every):
+    everything = rows_by_key(whole.cache)
+    damaged = copied(whole.cache, tmp_path / "damaged")
+    unreadable = set()
+    for kind, part, at, row in (("image", "embedding/c.0.0", 5 * 24 + 1, 5), ("text", "check/c.0", 3 * 8, 3)):
+        array = Cache(whole.cache).array(kind, small_cache.FIRST)
+        path = damaged / "arrays.zarr" / kind / small_cache.FIRST / part
+        path.write_bytes(small_cache.flipped(path.read_bytes(), at, 0x10))
+        unreadable.add(array.keys[row].tobytes())
+    left = {name: {key: row for key, row in rows.items() if key not in unreadable} for name, rows in everything.items()}
+
+    def check(cache: Path, complete: bool) -> None:
+        if complete:
+            assert verify_cache(cache).damage == [] and rows_by_key(cache) == left
+
+    steps = kill_everywhere(damaged, repair_cache, check, every, everything, frozenset(unreadable))
+    assert steps > 40, steps
+
+
+def test_a_swap_without_the_systems_exchange_is_finished_by_the_next_one(whole, tmp_path, monkeypatch):
+    """Two renames leave a moment at which the array is nowhere; whoever takes the lock next puts it in place."""
+    monkeypatch.setattr(folder_swap, "_exchanged", lambda one, two: False)
+    shrunk = copied(whole.cache, tmp_path / "shrunk")
+    forget_table(shrunk, whole.fewer)
+    done = copied(shrunk, tmp_path / "done")
+    compact_cache(done, unused=True)
+    nowhere = 0
+    for step in range(100):
+        cache = copied(shrunk, tmp_path / "killed")
+        if not killed_at(step, partial(compact_cache, cache, unused=True), counted=["rename"]):
+            break
+        lost = ("image", small_cache.FIRST) not in Cache(cache).arrays()
+        nowhere += lost
+        if lost and nowhere == 1:  # a job that comes first does not begin anew either
+            array = KeyedArray.create(cache, "image", small_cache.FIRST, (12,), {})
+            assert len(array) == len(whole.fewer)
+        compact_cache(cache, unused=True)
+        assert rows_by_key(cache) == rows_by_key(done)
+    assert nowhere >= 1
