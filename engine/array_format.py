@@ -38,7 +38,7 @@ PARTS = {  # of each kind: the payload's name, its dtype and its dimensions afte
 }
 CHUNK_BYTES = 1 << 22
 MOST_CHUNK_ROWS = 1 << 14
-DAMAGED = "`fluoro cache verify` lists all damage; moving the array's folder away and embedding again repairs it"
+DAMAGED = "`fluoro cache verify` lists all damage, with --repair it drops and recomputes exactly the damaged rows"
 _ZARR_NAMES = {"<f2": "float16", "|u1": "uint8", "<u8": "uint64"}
 
 

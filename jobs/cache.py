@@ -1,4 +1,7 @@
-"""`fluoro cache ls` and `fluoro cache verify`: what is cached, and whether it is as it was written."""
+"""`fluoro cache ls` and `fluoro cache verify`: what is cached, and whether it is as it was written.
+
+A repair is `jobs.cache_repair`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,34 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as parquet
+from pydantic import Field
 
-from engine.array_verify import Damage, verify_array
+from engine.array_verify import Damage
 from engine.cache import Cache
-from engine.errors import CacheError
+from engine.errors import CacheError, UsageError
+from engine.storage import storage_of
+from engine.upkeep.verify import verify_cache
+from jobs import cache_repair
+from jobs.cache_repair import Repaired
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
 
 DAMAGE_SHOWN = 20
+DAMAGE_COLUMNS = ("array", "part", "chunk", "rows", "problem")
+NEXT_STEP = (
+    "`fluoro cache verify --repair` drops exactly these rows and keeps all others; with --dataset and --model it "
+    "computes them again at once, without it prints the commands that do."
+)
+LOST = (
+    "What is left has lost its description: name its model, whose id is the array's name (--dataset DATASET --model "
+    "MODEL), and its rows are kept; or remove it with `fluoro cache rm`. An array in the folder of another one is to "
+    "be renamed to what its attributes say."
+)
 
 
 class ListConfig(CacheOptions):
@@ -27,6 +46,14 @@ class ListConfig(CacheOptions):
 
 class VerifyConfig(CacheOptions):
     """What `fluoro cache verify` needs."""
+
+    repair: bool = Field(False, description="drop what is damaged, and compute it again where it is told from what")
+    dataset: str | None = Field(None, description="data set whose rows are computed again; its schema string")
+    data: dict[str, Any] = Field(default_factory=dict, description="options of the data set")
+    model: str | None = Field(None, description="model that computes them")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="numbers the model computes in")
+    decoder: Literal["exact", "fast"] = Field("exact", description="as the rows were computed")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -113,55 +140,57 @@ class Verified:
 
 
 def check(config: VerifyConfig, *, progress: Progress | None = None) -> Verified:
-    """Check every row, chunk file and metadata file; return the damage as a table."""
+    """Check every row, chunk file and metadata file, sample tables and indexes; return the damage as a table."""
     progress = progress or Progress()
-    cache, start = Cache(config.cache), time.perf_counter()
-    found: list[Damage] = []
-    rows = size = 0
-    arrays = cache.arrays()
-    with progress.step("verify", total=len(arrays), unit="arrays") as step:
-        for kind, name in arrays:
-            count, damage = verify_array(cache.path, kind, name)
-            found += damage
-            rows += count
-            if not any(item.part == "" for item in damage):
-                size += count * _row_bytes(cache, kind, name)
-            step.advance()
-    table = pd.DataFrame([item.as_dict() for item in found], columns=["array", "part", "chunk", "rows", "problem"])
-    return Verified(cache.path, len(arrays), rows, size, time.perf_counter() - start, table)
+    # Not a Cache: one whose own metadata are damaged cannot be opened.
+    folder, start = storage_of(config.cache).local_folder(), time.perf_counter()
+    with progress.step("verify", unit="arrays") as step:
+        found = verify_cache(folder, lambda name, done, total: step.update(done, total))
+    table = pd.DataFrame([item.as_dict() for item in found.damage], columns=list(DAMAGE_COLUMNS))
+    return Verified(folder, found.arrays, found.rows, found.bytes, time.perf_counter() - start, table)
 
 
-def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verified:
-    """Check everything.
+def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verified | Repaired:
+    """Check everything; with ``repair``, drop what is damaged and compute it again.
 
     Raises
     ------
+    UsageError
+        A data set or a model is named without what else recomputing needs.
     CacheError
-        There is damage: named by array, chunk and rows.
+        There is damage (left): named by array, chunk and rows.
     """
-    result = check(config, progress=progress)
-    if len(result.damage):
-        shown = [_sentence(Damage(**row)) for row in result.damage.head(DAMAGE_SHOWN).to_dict("records")]
-        more = len(result.damage) - DAMAGE_SHOWN
-        raise CacheError(
-            f"{len(result.damage)} places of the cache {result.cache} are damaged:\n  "
-            + "\n  ".join([*shown, *([f"and {more:,} more"] if more > 0 else [])])
-            + "\nMove the folder of a damaged array away and embed again: what is missing is computed anew."
-        )
-    return result
+    progress = progress or Progress()
+    if not config.repair:
+        named = [name for name in ("dataset", "model") if getattr(config, name) is not None]
+        if named:
+            raise UsageError(f"--{named[0]} says from what damaged rows are computed again; add --repair")
+        result = check(config, progress=progress)
+        _refuse(result, NEXT_STEP)
+        return result
+    repaired = cache_repair.repair(config, storage_of(config.cache).local_folder(), progress=progress)
+    said = "\n".join(["Everything else is repaired.", *repaired.lines(), LOST])
+    _refuse(check(config, progress=progress), said)
+    return repaired
+
+
+def _refuse(result: Verified, next_step: str) -> None:
+    """Raise where there is damage."""
+    if not len(result.damage):
+        return
+    shown = [_sentence(Damage(**row)) for row in result.damage.head(DAMAGE_SHOWN).to_dict("records")]
+    more = len(result.damage) - DAMAGE_SHOWN
+    raise CacheError(
+        f"{len(result.damage)} places of the cache {result.cache} are damaged:\n  "
+        + "\n  ".join([*shown, *([f"and {more:,} more"] if more > 0 else [])])
+        + f"\n{next_step}"
+    )
 
 
 def _sentence(damage: Damage) -> str:
     where = f"{damage.array}/{damage.part}" if damage.part else damage.array
     chunk = f", chunk {damage.chunk}" if damage.chunk >= 0 else ""
     return f"{where}{chunk}{f', rows {damage.rows}' if damage.rows else ''}: {damage.problem}"
-
-
-def _row_bytes(cache: Cache, kind: str, name: str) -> int:
-    try:
-        return cache.array(kind, name).form.row_bytes
-    except CacheError:
-        return 0
 
 
 def _datasets(folder: Path) -> pd.DataFrame:

@@ -78,7 +78,9 @@ class Repair:
     indexes: list[str]
 
 
-def repair_cache(cache: Path, told: Mapping[str, Description] | None = None) -> Repair:
+def repair_cache(
+    cache: Path, told: Mapping[str, Description] | None = None, known: Mapping[str, np.ndarray] | None = None
+) -> Repair:
     """Repair everything that is damaged.
 
     Parameters
@@ -86,6 +88,8 @@ def repair_cache(cache: Path, told: Mapping[str, Description] | None = None) -> 
     cache : Path
     told : mapping of encoder id to description, optional
         For arrays whose zarr.json is unreadable.
+    known : mapping of "key" or "text_key" to ndarray of uint8, (m, 16), optional
+        Keys of images and of texts that may have been there, beside those that the sample tables name.
 
     Raises
     ------
@@ -94,12 +98,16 @@ def repair_cache(cache: Path, told: Mapping[str, Description] | None = None) -> 
     """
     finish_leftovers(cache)
     tables = usage.sample_tables(cache)
-    arrays = [
-        repaired
-        for kind, name in array_folders(cache)
-        if (repaired := repair_array(cache, kind, name, usage.used_keys(tables, kind), told or {})) is not None
-    ]
-    _write_parents(cache)
+    arrays = []
+    for kind, name in array_folders(cache):
+        keys = usage.used_keys(tables, kind)
+        if known is not None:
+            keys = np.concatenate([keys, known[usage.COLUMN_OF_KIND[kind]]])
+            keys = keys[first_occurrences(keys)]
+        repaired = repair_array(cache, kind, name, keys, told or {})
+        if repaired is not None:
+            arrays.append(repaired)
+    write_parents(cache)
     return Repair(arrays, _remove_tables(cache), remove_stale_indexes(cache))
 
 
@@ -197,7 +205,7 @@ def _chunk(folder: Path, form: ArrayFormat, part: str, number: int) -> np.ndarra
         return None
 
 
-def _write_parents(cache: Path) -> None:
+def write_parents(cache: Path) -> None:
     """Write the zarr.json of the store and its kinds again where they are not what they should be."""
     expected = array_format.document_bytes(array_format.parent_document())
     paths = parent_files(cache, array_folders(cache))

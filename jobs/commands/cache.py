@@ -47,9 +47,19 @@ def ls(**given: Any) -> dict[str, Any]:
 
 @verb("cache verify", "jobs.cache", config="VerifyConfig", run="verify")
 @options.cache
+@click.option("--repair", is_flag=True, default=None, help="Drop damaged rows, and only those; mend metadata.")
+@click.option("--dataset", metavar="DATASET", help="With --repair: compute its dropped rows again, with --model.")
+@options.data
+@options.model
 def verify(**given: Any) -> dict[str, Any]:
-    """Check every row against its checksum, and the metadata against the format."""
-    return given
+    """Check every row against its checksum, and metadata, sample tables and indexes against their digests.
+
+    Damage is reported by array, chunk and rows, and ends with exit status 1. With --repair exactly the damaged rows are
+    dropped, everything else stays; with --dataset and --model (as `fluoro embed` takes them) the dropped rows are
+    computed again, without them the commands that do it are printed. A kill at any moment loses nothing: the same
+    command goes on. Others may read meanwhile.
+    """
+    return options.with_data(given)
 
 
 @verb("index", "jobs.index")

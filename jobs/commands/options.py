@@ -13,14 +13,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def dataset(function: Function) -> Function:
     """Add DATASET and --data."""
-    function = click.option(
+    return click.argument("dataset", metavar="DATASET", required=False)(data(function))
+
+
+def data(function: Function) -> Function:
+    """Add --data."""
+    return click.option(
         "--data",
         "data",
         multiple=True,
         metavar="KEY=VALUE",
         help="Option of the data set, such as labels=FILE or view=all; like ?KEY=VALUE in DATASET.",
     )(function)
-    return click.argument("dataset", metavar="DATASET", required=False)(function)
 
 
 def model(function: Function) -> Function:

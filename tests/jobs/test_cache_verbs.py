@@ -206,8 +206,48 @@ def test_verify__is_silent_or_names_array_chunk_and_rows(tmp_path, cached):
     content = bytearray(path.read_bytes())
     content[5 * 64 + 3] ^= 16
     path.write_bytes(content)
-    with pytest.raises(CacheError, match=r"embedding, chunk 0, rows 5: 1 rows do not match(.|\n)*embed again"):
+    with pytest.raises(CacheError, match=r"embedding, chunk 0, rows 5: 1 rows do not match(.|\n)*--repair"):
         cache_verbs.verify(cache_verbs.VerifyConfig(cache=cache))
     assert cache_verbs.check(cache_verbs.VerifyConfig(cache=cache)).damage["rows"].tolist() == ["5"]
     assert cache_verbs.ls(cache_verbs.ListConfig(cache=tmp_path / "none")).bytes == 0
     assert not os.path.exists(tmp_path / "none")
+
+
+def test_repair__prints_the_commands_or_computes_exactly_the_damaged_rows(tmp_path, cached, folder, model):
+    cache = tmp_path / "cache"
+    shutil.copytree(cached[0], cache)
+    index.run(index.Config(cache=cache))
+    arrays = {kind: Cache(cache).array(kind, cached[1].encoder) for kind in ("image", "text")}
+    whole = {kind: dict(zip(map(bytes, array.keys), array.read_all().tolist(), strict=True))
+             for kind, array in arrays.items()}  # fmt: skip
+    for kind, array in arrays.items():
+        path = array.folder / "embedding" / "c.0.0"
+        content = bytearray(path.read_bytes())
+        content[1 * 64 + 3] ^= 16
+        path.write_bytes(content)
+    (cache / "arrays.zarr" / "zarr.json").write_text("{}")
+    with pytest.raises(CacheError, match="--repair"):
+        cache_verbs.verify(cache_verbs.VerifyConfig(cache=cache))
+    repaired = cache_verbs.verify(cache_verbs.VerifyConfig(cache=cache, repair=True))
+    assert repaired.arrays[["dropped", "unnamed", "recomputed", "rows"]].to_numpy().tolist() == [
+        [1, 0, 0, 11],
+        [1, 0, 0, 2],
+    ]
+    said = "\n".join(repaired.lines())
+    command = f"fluoro embed folder:{folder} --model local-dir:{model} --what image,text --cache {cache}"
+    assert command in said and f"fluoro index --cache {cache} --encoder {cached[1].encoder}" in said
+    assert embed.run(config(folder, model, cache, what=["image", "text"])).computed == {"image": 1, "text": 1}
+    for kind, rows in whole.items():
+        array = Cache(cache).array(kind, cached[1].encoder)
+        assert dict(zip(map(bytes, array.keys), array.read_all().tolist(), strict=True)) == rows
+
+    path = Cache(cache).array("image", cached[1].encoder).folder / "check" / "c.0"
+    path.write_bytes(path.read_bytes()[:-1])
+    asked = {"dataset": f"folder:{folder}", "model": f"local-dir:{model}", "device": "cpu"}
+    with pytest.raises(UsageError, match="add --repair"):
+        cache_verbs.verify(cache_verbs.VerifyConfig(cache=cache, **asked))
+    done = cache_verbs.verify(cache_verbs.VerifyConfig(cache=cache, repair=True, **asked))
+    assert done.arrays["recomputed"].tolist() == [12] and not done.commands and len(done.failures) == 0
+    array = Cache(cache).array("image", cached[1].encoder)
+    assert dict(zip(map(bytes, array.keys), array.read_all().tolist(), strict=True)) == whole["image"]
+    assert cache_verbs.ls(cache_verbs.ListConfig(cache=cache)).datasets["samples"].tolist() == [14]
