@@ -156,7 +156,7 @@ def _decoder(work: Work, encoder: EncoderLike, buffers: Mapping[str, RowBuffer])
     name = encoder.preprocess.id
     at_least = getattr(encoder.preprocess, "at_least", None)
     assert work.reader is not None
-    there = ("pixels", name) in array_folder.list_arrays(work.cache)
+    there = array_folder.has_array(work.cache, "pixels", name)
     return Decoder(
         work.reader,
         encoder.preprocess,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,36 +30,54 @@ from engine.plan import Plan, make_plan
 from engine.products import product_of
 from engine.row_buffer import Tally
 from engine.sample_keys import SampleKeys, stacked
+from engine.storage import Storage, storage_of
 
 
 class Cache:
-    """A folder of keyed arrays, sample tables, indexes and runs.
+    """Keyed arrays, sample tables and indexes, in a folder or anywhere else; a folder also holds the jobs' runs.
 
     A cache object learns the keys of a data set's images once; files that change later are seen by the next `embed`, or
     by another cache object.
 
     Parameters
     ----------
-    path : path
-        Made when something is first written to it.
+    place : path, URL or Storage
+        A folder, made when something is first written to it; a ``.zip`` or ``.tar``; or what fsspec opens, such as
+        ``memory://name``, ``s3://bucket/cache`` or ``https://host/cache``, see `engine.storage.storage_of`. Archives
+        and web servers are read-only, and elsewhere than in folders one process writes at a time.
 
     Raises
     ------
     CacheError
-        It was written by a newer format version.
+        It was written by a newer format version, or there is none where none can be made.
+    UsageError
+        The URL cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, place: str | os.PathLike[str] | Storage) -> None:
+        self.storage = storage_of(place)
         self._arrays: dict[tuple[str, str], KeyedArray] = {}
-        self._sample_keys = SampleKeys(self.path)
-        root = self.path / array_format.STORE / array_format.METADATA
-        if root.exists():
-            try:
-                version = json.loads(root.read_bytes())["attributes"]["format_version"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CacheError(f"{root} cannot be read as a cache's metadata ({error!r})") from error
-            array_format.check_version(version, root)
+        self._sample_keys = SampleKeys(self.storage)
+        root = f"{array_format.STORE}/{array_format.METADATA}"
+        try:
+            version = json.loads(self.storage.read(root))["attributes"]["format_version"]
+        except FileNotFoundError:
+            if not self.storage.writable:
+                raise CacheError(f"there is no cache at {self.address}: it has no {root}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(f"{self.storage.place(root)} cannot be read as a cache's metadata ({error!r})") from error
+        else:
+            array_format.check_version(version, Path(self.storage.place(root)))
+
+    @property
+    def address(self) -> str:
+        """Where the cache is, as a user names it: a path or a URL."""
+        return self.storage.address
+
+    @property
+    def path(self) -> Path:
+        """Folder of the cache; CacheError where it is no folder of this machine."""
+        return self.storage.local_folder()
 
     @property
     def runs_path(self) -> Path:
@@ -79,7 +98,7 @@ class Cache:
 
     def arrays(self) -> list[tuple[str, str]]:
         """Return (kind, name) of all keyed arrays."""
-        return array_folder.list_arrays(self.path)
+        return array_folder.list_arrays(self.storage)
 
     def array(self, kind: str, name: str) -> KeyedArray:
         """Return a keyed array with all rows committed so far; CacheError naming what there is where it is missing."""
@@ -87,15 +106,16 @@ class Cache:
         if known is not None:
             known.refresh()
             return known
-        there = self.arrays()
-        if (kind, name) not in there:
-            others = ", ".join(other for other_kind, other in there if other_kind == kind)
+        there: list[str] = []
+        if not array_folder.has_array(self.storage, kind, name):
+            with suppress(CacheError):  # some web servers do not tell what they have
+                there = [other for other_kind, other in self.arrays() if other_kind == kind]
             raise CacheError(
-                f"the cache {self.path} has no {kind} rows of {name!r}"
-                + (f"; it has those of {others}" if others else "")
+                f"the cache {self.address} has no {kind} rows of {name!r}"
+                + (f"; it has those of {', '.join(there)}" if there else "")
                 + "; `fluoro embed` computes them"
             )
-        self._arrays[kind, name] = KeyedArray.open(self.path, kind, name)
+        self._arrays[kind, name] = KeyedArray.open(self.storage, kind, name)
         return self._arrays[kind, name]
 
     def encoders(self) -> list[dict[str, Any]]:
@@ -182,7 +202,7 @@ class Cache:
             compiled=compiled,
         )
         return embed.embed_dataset(
-            self.path,
+            self.storage,
             self._sample_keys,
             dataset,
             encoder,
@@ -261,7 +281,7 @@ class Cache:
         texts = list(texts)
         if not texts or not all(texts):
             raise UsageError(f"{'an empty text' if texts else 'no text'} cannot be embedded; give at least one word")
-        work = Work(self.path, None, (product_of("text", encoder),), make_plan(encoder), encoder.id)
+        work = Work(self.storage, None, (product_of("text", encoder),), make_plan(encoder), encoder.id)
         tally = Tally({"text": 0})
         embed.embed_texts(work, encoder, texts, tally)
         for text in texts:

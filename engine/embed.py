@@ -32,6 +32,7 @@ from engine.row_buffer import Tally
 from engine.row_lookup import first_occurrences
 from engine.sample_keys import SampleKeys
 from engine.sample_scan import Scan, in_blocks, names_of
+from engine.storage import storage_of
 
 FAILURE_COLUMNS = ["id", "uri", "what", "reason"]
 SECONDS_BETWEEN_TABLES = 120.0
@@ -133,6 +134,7 @@ class _Job:
         lost = ",".join(product.what for product in work.products)
         self._tally.failed_positions = {position: (lost, why) for position, why in scan.failures.items()}
         wanted = self._wanted(work, scan)
+        self._check_storage(work, len(wanted), rows_lack=bool(scan.known[wanted].any()))
         work = replace(work, plan=work.plan.settled(self._encoder, len(wanted)))
         if settled is not None:
             settled(work.plan)
@@ -211,6 +213,7 @@ class _Job:
         first = positions[first_occurrences(keys[positions])]
         (buffer,) = work.buffers().values()
         wanted = first[buffer.lacks(keys[first])] if len(first) else first
+        self._check_storage(work, len(wanted), rows_lack=len(wanted) > 0)
         work = replace(work, plan=work.plan.settled(self._encoder, 0))
         texts = (
             text for _, some in in_blocks(names_of(self._dataset, "text").take(pa.array(wanted))) for text in some
@@ -225,6 +228,17 @@ class _Job:
             for done in self._cluster.compute(work, self._encoder, parts, "embed texts", len(wanted), self._progress):
                 self._tally.include(done.tally)
         return self._failed_contents(keys, there)
+
+    def _check_storage(self, work: Work, wanted: int, *, rows_lack: bool) -> None:
+        """Raise CacheError before anything is computed that could not be stored."""
+        storage = storage_of(work.cache)
+        if rows_lack:
+            storage.check_writable()
+        if wanted and self._cluster is not None and not storage.shared:
+            raise CacheError(
+                f"the cache {storage.address} can be written by one process only, not by a cluster's workers; embed "
+                "without --workers and --scheduler, or name a folder that all workers see"
+            )
 
     def _failed_contents(self, keys: np.ndarray, there: np.ndarray) -> list[Failure]:
         """Return the failures of all samples whose content failed."""

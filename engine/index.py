@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +20,12 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.cache import Cache
-from engine.durable import make_folder, sync_folder, write_error, write_whole
 from engine.errors import CacheError, UsageError
 from engine.faiss_loader import load_faiss
 from engine.features import normalized
 from engine.file_digest import file_digest
 from engine.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES, short_hash
-from engine.lock import record_lock
 
 log = logging.getLogger(__name__)
 
@@ -261,35 +258,41 @@ def load_index(cache: Cache, encoder_id: str, kind: str = "image", how: str = "e
     CacheError
         There is none (`has_index`), it is newer than this fluoroscope, or it does not belong to these rows (any more).
     """
-    path = _path(cache, encoder_id, kind, how)
-    rebuild = f"build it (again): fluoro index --cache {cache.path} --encoder {encoder_id} --kind {kind} --how {how}"
+    storage, name = cache.storage, _name(encoder_id, kind, how)
+    rebuild = f"build it (again): fluoro index --cache {cache.address} --encoder {encoder_id} --kind {kind} --how {how}"
+    place = storage.place(f"{name}.faiss")
+    if not storage.exists(f"{name}.json"):
+        raise CacheError(f"no index {place}; {rebuild}")
     try:
-        info = IndexInfo.read(path.with_suffix(".json"))
+        with storage.reading(f"{name}.json") as path:
+            info = IndexInfo.read(path)
     except CacheError as error:
         raise CacheError(f"{error}; {rebuild}") from error
     faiss = load_faiss()
     if faiss is None:
-        raise CacheError(f"the index {path} needs FAISS, which does not work here; see `fluoro doctor`")
+        raise CacheError(f"the index {place} needs FAISS, which does not work here; see `fluoro doctor`")
     array = cache.array(kind, encoder_id)
     keys = array.keys[: info.rows]
     if array.form.generation != info.generation or _digest(keys) != info.keys_digest:
-        raise CacheError(f"the index {path} was built over other rows than the cache has; {rebuild}")
-    if damage := info.damage_of(path):
-        raise CacheError(f"{damage}; {rebuild}")
-    try:
-        engine = faiss.read_index(str(path))
-    except (OSError, RuntimeError) as error:
-        raise CacheError(f"the index {path} cannot be read ({error}); {rebuild}") from error
+        raise CacheError(f"the index {place} was built over other rows than the cache has; {rebuild}")
+    with storage.reading(f"{name}.faiss") as path:
+        if damage := info.damage_of(path):
+            raise CacheError(f"{damage}; {rebuild}")
+        try:
+            engine = faiss.read_index(str(path))
+        except (OSError, RuntimeError) as error:
+            raise CacheError(f"the index {place} cannot be read ({error}); {rebuild}") from error
     return Index(info, keys, engine)
 
 
 def has_index(cache: Cache, encoder_id: str, kind: str = "image", how: str = "exact") -> bool:
     """Tell whether an index of this name is there."""
-    return _path(cache, encoder_id, kind, how).with_suffix(".json").exists()
+    return cache.storage.exists(f"{_name(encoder_id, kind, how)}.json")
 
 
-def _path(cache: Cache, encoder_id: str, kind: str, how: str) -> Path:
-    return cache.indexes_path / f"{encoder_id}-{kind}-{how}.faiss"
+def _name(encoder_id: str, kind: str, how: str) -> str:
+    """Return where an index and its JSON lie in a cache, without their suffixes."""
+    return f"indexes/{encoder_id}-{kind}-{how}"
 
 
 def _digest(keys: np.ndarray) -> str:
@@ -324,25 +327,16 @@ def _empty_engine(faiss: Any, info: IndexInfo) -> Any:
 
 def _save(cache: Cache, index: Index, faiss: Any) -> Index:
     """Write the index, then the JSON that makes it one; each whole or not at all."""
-    info = index.info
-    path, scratch = _path(cache, info.encoder, info.kind, info.how), cache.path / "tmp" / "indexes"
-    make_folder(path.parent)
-    make_folder(scratch)
-    with record_lock(cache.path / "locks" / "indexes" / f"{info.name}.lock"):
-        temporary = scratch / f"{info.name}.partial"
-        try:
-            faiss.write_index(index._engine, str(temporary))
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            size, digest = temporary.stat().st_size, file_digest(temporary)
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            cause = error if isinstance(error, OSError) else OSError(0, str(error))
-            raise write_error(cause, path) from error
-        info = replace(info, bytes=size, file_digest=digest)
-        write_whole(path.with_suffix(".json"), [info.document()], scratch)
-        sync_folder(path.parent)
+    info, storage = index.info, cache.storage
+    name, scratch = _name(info.encoder, info.kind, info.how), "tmp/indexes"
+    with storage.lock(f"locks/{name}.lock"):
+        with storage.writing(f"{name}.faiss", scratch) as temporary:
+            try:
+                faiss.write_index(index._engine, str(temporary))
+            except RuntimeError as error:
+                raise OSError(0, str(error)) from error
+            info = replace(info, bytes=temporary.stat().st_size, file_digest=file_digest(temporary))
+        storage.put([[(f"{name}.json", [info.document()])]], scratch)
     return Index(info, index.keys, index._engine)
 
 

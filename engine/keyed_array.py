@@ -336,6 +336,8 @@ class KeyedArray:
         Writes nothing where nothing is amiss, so that a complete cache may be read-only.
         """
         self.refresh()
+        if not self._storage.writable:
+            return
         if not self._stale_metadata(len(self)) and not self._storage.exists(self._scratch):
             return
         with self._storage.lock(self._lock):

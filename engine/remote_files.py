@@ -33,6 +33,7 @@ TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "
 # Errors that mean that the other side is not there at all, by name, since each file system brings classes of its own.
 GONE = {"ConnectionError", "TimeoutError", "ClientConnectionError", "HTTPClientError", "gaierror"}
 BUSY = (429, 500, 502, 503, 504)
+NO_SUCH_FILE = "no such file"
 
 
 class FileInfo(NamedTuple):
@@ -135,7 +136,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise ImageError("no such file" if isinstance(error, FileNotFoundError) else str(error)) from error
+        raise ImageError(NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error)) from error
 
 
 def info(url: str, name: str = "") -> FileInfo:
@@ -250,7 +251,7 @@ def _reason(error: BaseException) -> str:
     behind = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     status = getattr(behind, "status", None)
     if isinstance(error, FileNotFoundError) and status in (None, 404) and not _is_gone(error):
-        return "no such file"
+        return NO_SUCH_FILE
     if status is not None:
         return f"the server answered {status} {getattr(behind, 'message', '')}".strip()
     if isinstance(error, IsADirectoryError):

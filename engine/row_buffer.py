@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.array_format import METADATA, STORE
+from engine import array_folder
 from engine.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES
 
@@ -65,7 +64,7 @@ class RowBuffer:
 
     Parameters
     ----------
-    cache : Path
+    cache : path, URL or Storage
     what : str
         The product.
     kind, name : str
@@ -74,7 +73,7 @@ class RowBuffer:
         For the array's attributes.
     """
 
-    def __init__(self, cache: Path, what: str, kind: str, name: str, description: Mapping[str, Any]) -> None:
+    def __init__(self, cache: Any, what: str, kind: str, name: str, description: Mapping[str, Any]) -> None:
         self.what, self.kind, self.name = what, kind, name
         self._cache, self._description = cache, description
         self._keys: list[bytes] = []
@@ -82,7 +81,7 @@ class RowBuffer:
         self._leaving: tuple[list[bytes], list[np.ndarray]] = [], []
         self._taken: set[bytes] = set()
         self.array: KeyedArray | None = None
-        if (cache / STORE / kind / name / METADATA).exists():
+        if array_folder.has_array(cache, kind, name):
             self.array = KeyedArray.open(cache, kind, name)
 
     def lacks(self, keys: np.ndarray) -> np.ndarray:

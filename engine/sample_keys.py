@@ -6,9 +6,9 @@ Comes in: data sets. Goes out: (n, 16) keys, zeros where there is no content or 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from engine.decoding import default_threads, ordered_map
 from engine.errors import ImageError
 from engine.keys import KEY_BYTES, key_of_content
 from engine.sample_scan import Scan, find_names, in_blocks, names_of, scan_dataset
+from engine.storage import Storage, storage_of
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ class SampleKeys:
 
     Parameters
     ----------
-    cache : Path
+    cache : path, URL or Storage
     """
 
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
+    def __init__(self, cache: str | os.PathLike[str] | Storage) -> None:
+        self._storage = storage_of(cache)
         self._known: dict[int, _Known] = {}
 
     def of_images(self, dataset: Dataset) -> np.ndarray:
@@ -70,7 +71,7 @@ class SampleKeys:
 
     def scan(self, dataset: Dataset, *, rehash: bool = False) -> Scan:
         """Look at all images without reading them, see `engine.sample_scan`."""
-        return scan_dataset(dataset, sample_table.load_table(self._path(dataset)), rehash=rehash)
+        return scan_dataset(dataset, sample_table.load_from(self._storage, dataset.name), rehash=rehash)
 
     def remember(self, dataset: Dataset, scan: Scan) -> None:
         """Keep what a scan has found for as long as this object lives."""
@@ -84,12 +85,11 @@ class SampleKeys:
         self._known[id(dataset.reader)] = _Known(dataset.reader, uris, keys)
 
     def save(self, dataset: Dataset, scan: Scan) -> None:
-        """Write what a scan has found to the sample table."""
-        lock = self._cache / "locks" / "datasets" / f"{dataset.name}.lock"
-        sample_table.save_table(self._path(dataset), dataset, scan, lock, self._cache / "tmp" / "datasets")
-
-    def _path(self, dataset: Dataset) -> Path:
-        return self._cache / "datasets" / f"{dataset.name}.parquet"
+        """Write what a scan has found to the sample table, where it can be written."""
+        if not self._storage.writable:
+            log.debug("%s is read-only, so its table of %s stays as it is", self._storage.address, dataset.name)
+            return
+        sample_table.save_table(self._storage, dataset.name, dataset, scan)
 
     def _places(self, dataset: Dataset, uris: pa.ChunkedArray) -> np.ndarray:
         known = self._known.get(id(dataset.reader))

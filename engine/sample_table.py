@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
 from engine.dataset import Dataset
-from engine.durable import make_folder, sync_folder, write_error
 from engine.file_digest import SEAL_METADATA, seal_is_whole, seal_parquet
 from engine.keys import KEY_BYTES, key_of_text
-from engine.lock import record_lock
 from engine.sample_scan import FINGERPRINT, Scan, in_blocks, names_of
+from engine.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -61,28 +60,31 @@ def load_table(path: Path) -> pa.Table:
         return COLUMNS.empty_table()
 
 
-def save_table(path: Path, dataset: Dataset, scan: Scan, lock: Path, scratch: Path) -> None:
+def save_table(storage: Storage, name: str, dataset: Dataset, scan: Scan) -> None:
     """Write what a scan knows, keeping rows of the same source that it did not hold; whole or not at all.
 
     Nothing is written where the table says so already, so that a complete cache may be read-only.
     """
-    fresh = _table_of(dataset, scan)
-    if load_table(path).equals(fresh, check_metadata=True):
+    fresh, path = _table_of(dataset, scan), table_name(name)
+    if load_from(storage, name).equals(fresh, check_metadata=True):
         return
-    make_folder(path.parent)
-    make_folder(scratch)
-    with record_lock(lock):
-        table = _with_kept(load_table(path), fresh)
-        temporary = scratch / f"{path.name}.partial"
-        try:
-            notes = {**(table.schema.metadata or {}), **SEAL_METADATA}
+    with storage.lock(f"locks/datasets/{name}.lock"):
+        table = _with_kept(load_from(storage, name), fresh)
+        notes = {**(table.schema.metadata or {}), **SEAL_METADATA}
+        with storage.writing(path, "tmp/datasets") as temporary:
             parquet.write_table(table.replace_schema_metadata(notes), temporary)
             seal_parquet(temporary)
-            temporary.replace(path)
-            sync_folder(path.parent)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise write_error(error, path) from error
+
+
+def table_name(name: str) -> str:
+    """Return where the table of a data set lies in a cache."""
+    return f"datasets/{name}.parquet"
+
+
+def load_from(storage: Storage, name: str) -> pa.Table:
+    """Return the sample table of a data set, see `load_table`."""
+    with storage.reading(table_name(name)) as path:
+        return load_table(path)
 
 
 def _table_of(dataset: Dataset, scan: Scan) -> pa.Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -99,6 +98,9 @@ class Storage(Protocol):
     def exists(self, name: str) -> bool:
         """Tell whether there is a file or, in a local place, a folder of this name."""
 
+    def check_writable(self) -> None:
+        """Raise CacheError where nothing can ever be written."""
+
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold the lock of a name, against all others that write here; CacheError where nothing can be written."""
 
@@ -109,7 +111,10 @@ class Storage(Protocol):
         """Give a local file of a file's content while the context lasts; a path of nothing where there is no file."""
 
     def writing(self, name: str, scratch: str) -> AbstractContextManager[Path]:
-        """Give a local path to write to; what is there when the context ends without an error is put in place."""
+        """Give a local path to write to; what is there when the context ends without an error is put in place.
+
+        The caller holds a lock, so that nobody else writes the same file.
+        """
 
     def local_folder(self) -> Path:
         """Return the folder of a local place; CacheError where it is no local one."""
@@ -126,18 +131,18 @@ def storage_of(cache: str | os.PathLike[str] | Storage) -> Storage:
 
     Raises
     ------
-    CacheError
+    UsageError
         The URL cannot be opened.
     """
     if not isinstance(cache, str | os.PathLike):
         return cache
     text = os.fspath(cache)
-    if text.startswith("file://"):
+    if text.startswith("file://") and "::" not in text:
         return LocalStorage(Path(text.removeprefix("file://")))
     from engine import remote_storage
 
     if "://" in text or (remote_storage.is_archive(text) and Path(text).expanduser().is_file()):
-        return remote_storage.open_remote(text)
+        return remote_storage.RemoteStorage(text)
     return LocalStorage(Path(text).expanduser())
 
 
@@ -238,6 +243,9 @@ class LocalStorage:
         """See `Storage.exists`."""
         return (self.folder / name).exists()
 
+    def check_writable(self) -> None:
+        """See `Storage.check_writable`: whether this folder can be written shows when it is."""
+
     def lock(self, name: str) -> AbstractContextManager[None]:
         """See `Storage.lock`: a record lock, against all processes."""
         return record_lock(self.folder / name)
@@ -257,7 +265,7 @@ class LocalStorage:
         target, folder = self.folder / name, self.folder / scratch
         make_folder(target.parent)
         make_folder(folder)
-        temporary = folder / f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial"
+        temporary = folder / f"{target.name}.partial"
         try:
             yield temporary
             with open(temporary, "rb") as file:
