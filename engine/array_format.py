@@ -98,6 +98,11 @@ class ArrayFormat:
         row = self.part_dtype(part).itemsize * int(np.prod(self.part_shape(part), dtype=np.int64))
         return row * self.chunk_rows
 
+    def bytes_of(self, rows: int) -> int:
+        """Return the size of all chunk files that hold so many rows."""
+        chunks = -(-rows // self.chunk_rows)
+        return chunks * sum(self.chunk_file_bytes(part) for part in (self.payload, KEY, CHECK))
+
     def group_document(self) -> dict[str, Any]:
         """Return the group's zarr.json."""
         attributes = {

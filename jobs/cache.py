@@ -20,7 +20,8 @@ from pydantic import Field
 from engine.array_verify import Damage
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
-from engine.storage import storage_of
+from engine.sample_table import table_name
+from engine.storage import LocalStorage, Storage, storage_of
 from engine.upkeep.verify import verify_cache
 from jobs import cache_repair
 from jobs.cache_repair import Repaired
@@ -62,9 +63,10 @@ class Listing:
 
     Parameters
     ----------
-    cache : Path
+    cache : str
+        A path or a URL.
     bytes : int
-        On disk, all in all.
+        On disk, all in all; elsewhere than in a folder that of the arrays' chunks alone.
     arrays : DataFrame
         Columns kind, name, rows, row, dtype, bytes (on disk), model (its name in the encoder's description).
     datasets : DataFrame
@@ -72,7 +74,7 @@ class Listing:
     indexes : list of str
     """
 
-    cache: Path
+    cache: str
     bytes: int
     arrays: pd.DataFrame = field(compare=False)
     datasets: pd.DataFrame = field(compare=False)
@@ -94,19 +96,17 @@ class Listing:
 def ls(config: ListConfig) -> Listing:
     """List the arrays, data sets and indexes of a cache."""
     cache = Cache(config.cache)
-    rows = []
+    storage, rows = cache.storage, []
+    is_local = isinstance(storage, LocalStorage)
     for kind, name in cache.arrays():
         array = cache.array(kind, name)
         form, described = array.form, array.form.description
         shape = " x ".join(map(str, form.row_shape))
-        rows.append((kind, name, len(array), shape, str(form.dtype), _size(array.folder), described.get("name", "")))
-    return Listing(
-        cache.path,
-        _size(cache.path),
-        pd.DataFrame(rows, columns=["kind", "name", "rows", "row", "dtype", "bytes", "model"]),
-        _datasets(cache.datasets_path),
-        sorted(path.stem for path in cache.indexes_path.glob("*.faiss")),
-    )
+        size = _size(array.folder) if is_local else form.bytes_of(len(array))
+        rows.append((kind, name, len(array), shape, str(form.dtype), size, described.get("name", "")))
+    arrays = pd.DataFrame(rows, columns=["kind", "name", "rows", "row", "dtype", "bytes", "model"])
+    size = _size(cache.path) if is_local else int(arrays["bytes"].sum())
+    return Listing(cache.address, size, arrays, _datasets(storage), _stems(storage, "indexes", ".faiss"))
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,20 @@ def _sentence(damage: Damage) -> str:
     return f"{where}{chunk}{f', rows {damage.rows}' if damage.rows else ''}: {damage.problem}"
 
 
-def _datasets(folder: Path) -> pd.DataFrame:
+def _stems(storage: Storage, folder: str, suffix: str) -> list[str]:
+    return [name.removesuffix(suffix) for name in storage.names(folder) if name.endswith(suffix)]
+
+
+def _datasets(storage: Storage) -> pd.DataFrame:
     rows = []
-    for path in sorted(folder.glob("*.parquet")):
+    for name in _stems(storage, "datasets", ".parquet"):
         try:
-            table = parquet.read_table(path, columns=["in_last_scan"])
+            with storage.reading(table_name(name)) as path:
+                table = parquet.read_table(path, columns=["in_last_scan"])
         except (OSError, ValueError):
             continue
         schema = (table.schema.metadata or {}).get(b"fluoroscope.schema", b"").decode()
-        rows.append((path.stem, int(np.sum(table["in_last_scan"].to_numpy())), schema))
+        rows.append((name, int(np.sum(table["in_last_scan"].to_numpy())), schema))
     return pd.DataFrame(rows, columns=["name", "samples", "schema"])
 
 

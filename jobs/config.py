@@ -67,19 +67,34 @@ class ModelOptions(JobConfig):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
-def default_cache() -> Path:
-    """Return where embeddings are kept unless told otherwise: $FLUOROSCOPE_CACHE, else the user's cache folder."""
-    named = os.environ.get("FLUOROSCOPE_CACHE")
-    if named:
-        return Path(named).expanduser()
+def user_folder() -> Path:
+    """Return the user's own folder for what programs keep: $XDG_CACHE_HOME, else ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "fluoroscope"
+
+
+def default_cache() -> Path | str:
+    """Return where embeddings are kept unless told otherwise: $FLUOROSCOPE_CACHE, else the user's own folder."""
+    named = os.environ.get("FLUOROSCOPE_CACHE")
+    return path_or_url(named) if named else user_folder()
+
+
+def path_or_url(text: str) -> Path | str:
+    """Return a path, but leave a URL such as ``memory://name`` as it is."""
+    return text if "://" in text else Path(text).expanduser()
 
 
 class CacheOptions(JobConfig):
     """Fields shared by the verbs that read or fill the cache."""
 
-    cache: Path = Field(default_factory=default_cache, description="folder of the embedding cache")
+    cache: Path | str = Field(
+        default_factory=default_cache, description="folder of the embedding cache, or a URL; archives are read-only"
+    )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _url_or_path(cls, value: Any) -> Any:
+        return path_or_url(value) if isinstance(value, str) else value
 
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)

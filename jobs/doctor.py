@@ -23,7 +23,9 @@ import numpy as np
 import pandas as pd
 
 from engine import faiss_loader, machine
+from engine.cache import Cache
 from engine.resources import resource, shipped_configs
+from engine.storage import LocalStorage, storage_of
 from engine.version import __version__
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate
@@ -287,9 +289,14 @@ def look_at_images() -> Finding:
     return Finding("images", "good", value, "a core decodes some 100 to 150 radiographs a second", details=details)
 
 
-def look_at_cache(cache: Path) -> Finding:
+def look_at_cache(place: Path | str) -> Finding:
     """Say where the cache is, whether it can be written, and how much space there is."""
-    there = cache
+    storage = storage_of(place)
+    if not isinstance(storage, LocalStorage):
+        can = "one process may write it" if storage.writable else "it is read-only"
+        Cache(storage)
+        return Finding("cache", "good", storage.address, f"it can be reached; {can}", details={"path": storage.address})
+    there = cache = storage.folder
     while not there.exists() and there.parent != there:
         there = there.parent
     free = shutil.disk_usage(there).free

@@ -25,7 +25,7 @@ from engine.plan import Plan
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
-from jobs.runs import PROVENANCE_FILE, open_run
+from jobs.runs import PROVENANCE_FILE, open_run, runs_folder
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def run(
     dataset = opening.open_data(config)
     if encoder is None:
         encoder = opening.load_model(config, config.cache, dataset, config.what)
-    kept = unfinished_plan(cache.runs_path, encoder.id, dataset.schema, config.what)
+    kept = unfinished_plan(runs_folder(config.cache), encoder.id, dataset.schema, config.what)
     if kept and config.batch_size is None:
         log.info("going on with a stopped run, by its plan: batches of %s", kept["batch_size"])
     with open_run("embed", config, out=out, cache=config.cache, overwrite=overwrite) as record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -36,7 +35,7 @@ class Built:
     rows: int
     bytes: int
     seconds: float
-    path: Path
+    path: str
 
     def lines(self) -> Iterator[str]:
         """Return what was built as a sentence."""
@@ -60,7 +59,7 @@ def run(config: Config, *, progress: Progress | None = None) -> Built:
     encoder = config.encoder or only_encoder(cache, config.kind)
     with progress.step(f"index {config.kind} rows"):
         info = build_index(cache, encoder, config.kind, config.how, seed=config.seed).info
-    path = cache.indexes_path / f"{info.name}.faiss"
+    path = cache.storage.place(f"indexes/{info.name}.faiss")
     return Built(encoder, config.kind, config.how, info.rows, info.bytes, time.perf_counter() - start, path)
 
 
@@ -69,5 +68,5 @@ def only_encoder(cache: Cache, kind: str) -> str:
     there = [name for found, name in cache.arrays() if found == kind]
     if len(there) != 1:
         choices = f"name one with --encoder: {', '.join(there)}" if there else "`fluoro embed` computes them"
-        raise UsageError(f"the cache {cache.path} has {kind} rows of {len(there) or 'no'} encoders; {choices}")
+        raise UsageError(f"the cache {cache.address} has {kind} rows of {len(there) or 'no'} encoders; {choices}")
     return there[0]

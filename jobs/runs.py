@@ -28,7 +28,8 @@ import psutil
 
 from engine import machine
 from engine.errors import UsageError
-from jobs.config import JobConfig, default_cache, load_config, save_config
+from engine.storage import LocalStorage, storage_of
+from jobs.config import JobConfig, default_cache, load_config, save_config, user_folder
 from jobs.plain import plain
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def open_run(
     config: JobConfig,
     *,
     out: Path | None = None,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     overwrite: bool = False,
     resume: bool | None = None,
     command: Sequence[str] | None = None,
@@ -224,8 +225,8 @@ def open_run(
     config : JobConfig
     out : Path, optional
         The folder; `<cache>/runs/<run-id>` unless given.
-    cache : Path, optional
-        Where new run ids go; the user's cache unless given.
+    cache : Path or URL, optional
+        Where new runs go, see `runs_folder`; the user's cache unless given.
     overwrite : bool
         Delete what an earlier run left in `out`. Only a folder that is a run is ever deleted.
     resume : bool, optional
@@ -241,7 +242,7 @@ def open_run(
     UsageError
         `out` exists and neither way out was chosen, or it is no run, or was started with another config.
     """
-    folder = out.expanduser() if out is not None else (cache or default_cache()) / "runs" / run_id(verb)
+    folder = out.expanduser() if out is not None else runs_folder(cache) / run_id(verb)
     if overwrite and resume:
         raise UsageError("--overwrite and --resume exclude each other; give one of them")
     started = None
@@ -270,6 +271,14 @@ def open_run(
     run.fresh = fresh
     run._write_provenance()
     return run
+
+
+def runs_folder(cache: Path | str | None = None) -> Path:
+    """Return where runs are recorded: in a cache's folder; in the user's own where the cache is somewhere else."""
+    storage = storage_of(cache or default_cache())
+    if isinstance(storage, LocalStorage):
+        return storage.folder / "runs"
+    return user_folder() / "runs"
 
 
 def run_id(verb: str) -> str:

@@ -130,7 +130,7 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     """
     cache, dataset = Cache(config.cache), opening.open_data(config)
     if encoder is None:
-        encoder = opening.load_model(config, cache.path)
+        encoder = opening.load_model(config, config.cache)
     index = _index(cache, encoder.id, config)
     keys = cache.image_keys(dataset) if config.kind == "image" else cache.text_keys(dataset)
     stored, positions, missing = align(dataset, keys, cache.array(config.kind, encoder.id))

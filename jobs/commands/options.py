@@ -44,7 +44,7 @@ def model(function: Function) -> Function:
 def cache(function: Function) -> Function:
     """Add --cache."""
     return click.option(
-        "--cache", metavar="DIR", help="Folder of the cache. [$FLUOROSCOPE_CACHE or ~/.cache/fluoroscope]"
+        "--cache", metavar="DIR", help="Folder of the cache, or a URL. [$FLUOROSCOPE_CACHE or ~/.cache/fluoroscope]"
     )(function)
 
 
