@@ -9,7 +9,6 @@ the centre and the label's usual place, which is taken from annotated samples of
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder, load_encoder
 from engine.errors import DataError, ImageError, UsageError
-from engine.keys import short_hash
 from jobs import finetune as finetuning
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
+from jobs.figure_names import figure_stem, safe
 from jobs.plain import plain
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
@@ -231,7 +230,7 @@ class _Finding:
         self, drawn: Sequence[_Drawn], scored: Sequence[dict[str, Any]], config: Config, record: Run
     ) -> Path:
         """Write one picture a map and the sheet of all; return the sheet's path."""
-        stem = _file_stem(self.sample, self.label)
+        stem = figure_stem(self.sample, self.label)
         image = np.asarray(self.image)
         truth = self.region() if self.annotated and self.dataset.annotations.mask_reader is not None else None
         boxes = [] if truth is not None else self._boxes()
@@ -241,7 +240,7 @@ class _Finding:
             picture = overlays.overlay(
                 image, each.heat, boxes=boxes, mask=truth, side=max(config.side, 512), note=each.note
             )
-            overlays.save_picture(picture, record.path(f"maps/{stem}-{_safe(each.setting)}.png"))
+            overlays.save_picture(picture, record.path(f"maps/{stem}-{safe(each.setting)}.png"))
         sheet = overlays.sheet(
             image,
             panels,
@@ -353,12 +352,3 @@ def _caption(row: dict[str, Any]) -> tuple[str, ...]:
     pointing = row["pointing_game"]
     hit = "hit" if pointing == 1 else "miss" if pointing == 0 else f"{pointing:.2f}"
     return (f"pointing {hit} · energy {row['energy']:.2f} · IoU {row['best_iou']:.2f}",)
-
-
-def _safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "x"
-
-
-def _file_stem(sample: str, label: str) -> str:
-    """Return a readable file name; the hash keeps apart what the readable part may merge."""
-    return f"{_safe(Path(sample).stem)[:60]}-{_safe(label)}-{short_hash(sample + label, 6)}"

@@ -1,7 +1,8 @@
-"""The verbs `embed`, `cache ls`, `cache verify`, `index` and `search`."""
+"""The verbs `embed`, `cache ...`, `index` and `search`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -60,6 +61,63 @@ def verify(**given: Any) -> dict[str, Any]:
     command goes on. Others may read meanwhile.
     """
     return options.with_data(given)
+
+
+@verb("cache compact", "jobs.cache_compact")
+@options.cache
+@click.option("--unused", is_flag=True, default=None, help="Drop image, pixel and token rows that no data set uses.")
+@click.option(
+    "--removed",
+    is_flag=True,
+    default=None,
+    help="Also those of samples that were gone when last embedded (or left out).",
+)
+@click.option("--texts", is_flag=True, default=None, help="With these: text rows too. Prompts are among them!")
+@click.option("--dry-run", is_flag=True, default=None, help="Only say what would go.")
+def compact(**given: Any) -> dict[str, Any]:
+    """Build arrays anew without holes and doubles and, if asked for, without rows that no sample uses any more.
+
+    Which rows are used is read from the sample tables that `fluoro embed` writes, one a data set. Rows of prompts and
+    imported rows stand in none of them, so look at --dry-run first. Indexes over rows that get other numbers are
+    removed and named. A kill at any moment loses nothing, and who reads meanwhile reads whole rows.
+    """
+    return given
+
+
+@verb("cache rm", "jobs.cache_remove", config="RmConfig", run="rm")
+@click.argument("encoder", metavar="ENCODER", required=False)
+@options.cache
+@options.confirmed
+def rm(**given: Any) -> dict[str, Any]:
+    """Remove ENCODER, an id as `fluoro cache ls` prints it: its embeddings, tokens and indexes.
+
+    Pixels belong to a preprocessing and not to an encoder; its id removes them. What goes is named with its bytes
+    before anything is deleted.
+    """
+    return given
+
+
+@verb("cache forget", "jobs.cache_remove", config="ForgetConfig", run="forget_samples")
+@click.option("--dataset", metavar="DATASET", help="Data set, as 'fluoro cache ls' names it; its files are not needed.")
+@click.option("--group", multiple=True, metavar="PATIENT", help="Patient to forget; may be given several times.")
+@click.option("--id", multiple=True, metavar="SAMPLE", help="Single sample to forget; likewise.")
+@click.option(
+    "--runs",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Runs outside the cache to clean as well; likewise.",
+)
+@options.cache
+@options.confirmed
+def forget(**given: Any) -> dict[str, Any]:
+    """Forget a patient: rows that nobody else uses, index and table entries, records and figures of runs.
+
+    Rows are kept where a sample of another patient (in any data set of the cache) has the same content, and these
+    samples are named. What cannot be taken apart is named too: heads trained with the patient, and files elsewhere. A
+    kill at any moment is safe: the same command goes on.
+    """
+    return given
 
 
 @verb("index", "jobs.index")

@@ -60,8 +60,26 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "cache verify",
             "jobs.commands.cache:verify",
-            "Check every row of the cache against its checksum",
-            "fluoro cache verify --cache ~/cache",
+            "Check every row of the cache, and repair it",
+            "fluoro cache verify --repair",
+        ),
+        Verb(
+            "cache compact",
+            "jobs.commands.cache:compact",
+            "Drop holes, doubles and rows no longer used",
+            "fluoro cache compact --unused --dry-run",
+        ),
+        Verb(
+            "cache rm",
+            "jobs.commands.cache:rm",
+            "Remove an encoder with its arrays and indexes",
+            "fluoro cache rm phantom-clip-fp32-0123456789ab",
+        ),
+        Verb(
+            "cache forget",
+            "jobs.commands.cache:forget",
+            "Forget a patient in cache, indexes and runs",
+            "fluoro cache forget --dataset phantom:2000 --group P0007 --dry-run",
         ),
         Verb(
             "index",
@@ -135,7 +153,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 FAMILIES = {
     "dataset": "Data sets: look into one, or write phantoms.",
     "model": "Models: look into one, pack one for offline use, train the demo's.",
-    "cache": "The cache of embeddings: list and verify it.",
+    "cache": "The cache of embeddings: list, verify and repair it, tidy it up, carry it in and out.",
 }
 
 VERBS: dict[str, Verb] = {verb.path: verb for verbs in GROUPS.values() for verb in verbs}

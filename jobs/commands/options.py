@@ -48,6 +48,12 @@ def cache(function: Function) -> Function:
     )(function)
 
 
+def confirmed(function: Function) -> Function:
+    """Add --yes and --dry-run."""
+    function = click.option("--dry-run", is_flag=True, default=None, help="Only say what would go.")(function)
+    return click.option("--yes", "-y", is_flag=True, default=None, help="Do not ask.")(function)
+
+
 def batches(function: Function) -> Function:
     """Add --batch-size and --threads."""
     function = click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [by cores]")(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,13 @@ import pytest
 from engine import array_format, folder_swap
 from engine.cache import Cache
 from engine.dataset import Dataset
+from engine.errors import UsageError
 from engine.keyed_array import KeyedArray
 from engine.upkeep.compact import compact_cache
+from engine.upkeep.forget import forget, plan_forgetting
+from engine.upkeep.removal import parts_of, remove_parts
 from engine.upkeep.repair import repair_cache
+from engine.upkeep.usage import sample_tables
 from engine.upkeep.verify import verify_cache
 from tests.reliability import small_cache
 from tests.reliability.killing import Payloads, killed_at, reader_beside
@@ -158,3 +163,77 @@ def test_a_swap_without_the_systems_exchange_is_finished_by_the_next_one(whole, 
         compact_cache(cache, unused=True)
         assert rows_by_key(cache) == rows_by_key(done)
     assert nowhere >= 1
+
+
+@pytest.mark.parametrize("every", [QUICK, FULL])
+def test_removal_of_an_encoder_killed_anywhere_goes_on_and_leaves_the_others(whole, tmp_path, every):
+    both = copied(whole.cache, tmp_path / "both")
+    small_cache.fill(both, whole.dataset, small_cache.encoders()[1:], ["image", "tokens@1"])
+    everything = rows_by_key(both)
+    others = {name: rows for name, rows in everything.items() if name[1] == small_cache.FIRST}
+    assert len(everything) == 4 and len(others) == 2
+
+    def remove(cache: Path) -> None:
+        with suppress(UsageError):  # nothing of that name is left
+            remove_parts(cache, parts_of(cache, small_cache.SECOND))
+
+    def check(cache: Path, complete: bool) -> None:
+        rows = rows_by_key(cache)
+        assert others.items() <= rows.items() <= everything.items()
+        if complete:
+            assert rows == others and verify_cache(cache).damage == []
+            assert not list((cache / "indexes").glob(f"{small_cache.SECOND}*"))
+
+    assert kill_everywhere(both, remove, check, every, everything) > 20
+
+
+@pytest.mark.parametrize("every", [QUICK, FULL])
+def test_forgetting_a_patient_killed_anywhere_is_completed_by_the_same_call(whole, tmp_path, every):
+    everything = rows_by_key(whole.cache)
+    keys = Cache(whole.cache).image_keys(whole.dataset), Cache(whole.cache).text_keys(whole.dataset)
+    # Patient p0 has samples 0 and 1; the text of sample 0 is that of 7 and 14 too.
+    gone = {keys[0][0].tobytes(), keys[0][1].tobytes(), keys[1][1].tobytes()}
+    left = {name: {key: row for key, row in rows.items() if key not in gone} for name, rows in everything.items()}
+
+    def forget_p0(cache: Path) -> None:
+        try:
+            plan = plan_forgetting(cache, "fake", groups=["p0"])
+        except UsageError as error:
+            assert "no patient" in str(error), "only where all is done"
+            return
+        forget(cache, plan)
+
+    def check(cache: Path, complete: bool) -> None:
+        rows = rows_by_key(cache)
+        for name, kept in left.items():
+            assert kept.items() <= rows[name].items() <= everything[name].items()
+        if complete:
+            assert rows == left and verify_cache(cache).damage == []
+            assert not list((cache / "indexes").glob("*"))
+            assert sample_tables(cache)[0].table["group"].to_pylist().count("p0") == 0
+            patients_rows = [everything[name][key] for name in everything for key in gone & everything[name].keys()]
+            files = [path.read_bytes() for path in (cache / "arrays.zarr").rglob("c.*")]
+            assert len(patients_rows) == 3 and not any(row in file for row in patients_rows for file in files)
+
+    assert kill_everywhere(whole.cache, forget_p0, check, every, everything) > 40
+
+
+def test_forgetting_keeps_and_names_what_others_have_too(whole, tmp_path):
+    cache = copied(whole.cache, tmp_path / "cache")
+    # Another data set has the image of sample 0.
+    twin = small_cache.write_dataset(tmp_path / "images", 1, name="twin")
+    Cache(cache).embed(twin, small_cache.encoders()[0], ["image"], batch_size=8)
+    plan = plan_forgetting(cache, "fake:fake", groups=["p0"])
+    assert plan.samples == ["s0", "s1"] and list(plan.rows.items()) == [
+        (("image", small_cache.FIRST), 1),
+        (("text", small_cache.FIRST), 1),
+    ]
+    assert sorted(plan.shared) == [
+        "1 image rows stay, which s0 of twin have too",
+        "1 text rows stay, which s0 of twin have too",
+        "1 text rows stay, which s7, s14 of fake have too",
+    ]
+    with pytest.raises(UsageError, match=r"no patient .*'p99' in fake; nearest: p9"):
+        plan_forgetting(cache, "fake", groups=["p99"])
+    with pytest.raises(UsageError, match=r"no sample table of the data set 'other'; it has those of fake .*twin"):
+        plan_forgetting(cache, "other", groups=["p0"])
