@@ -1,0 +1,117 @@
+"""Many files: how fast unchanged ones are recognised, what new ones among them cost, and how memory grows.
+
+    python benchmarks/many_files.py [--files 100000] [--new 1000] [--rounds 3] [--folder DIR] [--write]
+
+All with phantom-clip on tiny PNGs, through `Cache.embed`; peak memory is that of a process of its own for each size.
+Printed: recognising `--files` unchanged files (no image is opened), beside one bare `os.stat` a file; then `--new` new
+ones among them, beside `--new` files alone in an empty cache; then the peak memory of embedding a tenth of the files
+and of embedding all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from comparing import write_record
+from materials import write_small_pngs
+
+from engine.cache import Cache
+from engine.encoder import load_encoder
+from engine.sources import open_dataset
+
+RESULTS = Path(__file__).parent / "results" / "many_files.json"
+
+
+def embed(images: Path, cache: Path, rows: slice = slice(None)) -> tuple[float, int, int]:
+    """Return the seconds, rows computed and images opened of one `Cache.embed`; opening the folder is included."""
+    encoder = load_encoder("phantom-clip", device="cpu")
+    start = time.perf_counter()
+    dataset = open_dataset(f"folder:{images}")
+    if rows != slice(None):
+        dataset = dataset.take(np.arange(len(dataset))[rows])
+    report = Cache(cache).embed(dataset, encoder)
+    return time.perf_counter() - start, report.computed["image"], report.opened
+
+
+def peak(images: Path, cache: Path, count: int) -> tuple[float, float]:
+    """Return peak memory in MB and seconds of embedding so many files, in a process of its own."""
+    command = [sys.executable, __file__, "--child", str(images), str(cache), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    memory, seconds = done.stdout.split()[-2:]
+    return float(memory), float(seconds)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--new", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--write", action="store_true", help=f"store the figures in results/{RESULTS.name}")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        images, cache, count = options.child
+        seconds = embed(Path(images), Path(cache), slice(0, int(count)))[0]
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds)
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        images, cache = folder / "images", folder / "cache"
+        write_small_pngs(images, options.files)
+        small, _ = peak(images, folder / "tenth", options.files // 10)
+        large, first = peak(images, cache, options.files)
+        unchanged, bare = [], []
+        for _ in range(options.rounds):
+            seconds, computed, opened = embed(images, cache)
+            assert (computed, opened) == (0, 0), (computed, opened)
+            unchanged.append(seconds)
+            start = time.perf_counter()
+            for name in images.rglob("*.png"):
+                os.stat(name)
+            bare.append(time.perf_counter() - start)
+        added, alone = [], []
+        for number in range(options.rounds):
+            fresh = folder / f"fresh-{number}"
+            # Other pixels than all before: a size of their own.
+            write_small_pngs(fresh, options.new, size=17 + number)
+            seconds, computed, _ = embed(fresh, folder / f"alone-{number}")
+            alone.append(seconds)
+            shutil.copytree(fresh, images / f"new-{number}")
+            seconds, again, opened = embed(images, cache)
+            assert computed == again == opened == options.new, (computed, again, opened)
+            added.append(seconds)
+    figures = {
+        "files": options.files,
+        "unchanged_seconds": statistics.median(unchanged),
+        "stat_seconds": statistics.median(bare),
+        "new": options.new,
+        "new_among_them_seconds": statistics.median(added),
+        "new_alone_seconds": statistics.median(alone),
+        "peak_mb_of_a_tenth": small,
+        "peak_mb": large,
+        "first_pass_images_per_second": options.files / first,
+    }
+    extra = figures["new_among_them_seconds"] - figures["unchanged_seconds"]
+    print(f"{options.files:,} unchanged files recognised in {figures['unchanged_seconds']:.2f} s (limit 3 s)")
+    print(f"  walking and os.stat alone       {figures['stat_seconds']:.2f} s")
+    print(f"{options.new:,} new among them: {extra:.2f} s more; alone {figures['new_alone_seconds']:.2f} s")
+    print(f"peak memory {small:,.0f} MB for {options.files // 10:,}, {large:,.0f} MB for all: {large / small:.3f}")
+    print(f"first pass {figures['first_pass_images_per_second']:,.0f} images/s")
+    if options.write:
+        write_record(RESULTS, vars(options), figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
