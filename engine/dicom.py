@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from engine.errors import ImageError
+from engine.image_headers import check_code_stream, check_scans, jpeg_size, read_code_stream, too_large
 
 EXTRA = "pip install 'fluoroscope[dicom]'"
 # Everything that decides what is shown. Other elements are skipped, however many a file has.
@@ -169,10 +170,7 @@ def _check_header(dataset: Any, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise ImageError(f"the DICOM file says that it has {width} x {height} pixels")
     if width * height > max_pixels:
-        raise ImageError(
-            f"image of {width:,} x {height:,} pixels exceeds the limit of {max_pixels:,}; raise max_pixels if it is "
-            "meant to be so large"
-        )
+        raise too_large(height, width, max_pixels)
     if not 1 <= int(dataset.BitsStored) <= int(dataset.BitsAllocated) <= 32:
         raise ImageError(f"the DICOM file stores {dataset.BitsStored} of {dataset.BitsAllocated} bits a sample")
 
@@ -217,28 +215,16 @@ def _check_compressed(dataset: Any, syntax: Any) -> None:
             f"the DICOM file's compressed pixels are {found[1]:,} x {found[0]:,}, its header says {width:,} x "
             f"{height:,}"
         )
+    check_scans(frame)
+    check_code_stream(frame)
 
 
 def compressed_size(frame: bytes) -> tuple[int, int] | None:
     """Return the (height, width) that a JPEG, JPEG-LS or JPEG 2000 stream says, None where it says none."""
-    position = frame.find(b"\xff\x4f\xff\x51")
-    if frame[:2] != b"\xff\xd8" and position >= 0:
-        sizes = frame[position + 8 : position + 24]
-        right, low, left, top = struct.unpack(">4I", sizes) if len(sizes) == 16 else (0, 0, 0, 0)
-        return low - top, right - left
-    position = 2
-    while frame[:2] == b"\xff\xd8" and position + 9 <= len(frame):
-        marker, code = frame[position], frame[position + 1]
-        if marker != 0xFF or code == 0xDA:
-            return None
-        if code == 0xFF:  # a filler
-            position += 1
-            continue
-        if (0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)) or code == 0xF7:
-            height, width = struct.unpack(">HH", frame[position + 5 : position + 9])
-            return height, width
-        position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
-    return None
+    if frame[:2] == b"\xff\xd8":
+        return jpeg_size(frame)
+    stream = read_code_stream(frame)
+    return None if stream is None else (stream.height, stream.width)
 
 
 def _shown_grey(dataset: Any, samples: np.ndarray) -> np.ndarray:

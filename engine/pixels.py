@@ -45,6 +45,7 @@ from PIL import (
 from engine.dicom import decode_dicom, is_dicom
 from engine.errors import ImageError, ModelError, UsageError
 from engine.geometry import Geometry
+from engine.image_headers import LARGEST_TILE, check_demands, too_large
 from engine.keys import short_hash
 
 # Part of every preprocess id: to be raised whenever the same file would give other pixels.
@@ -76,8 +77,10 @@ _DECODER_ERRORS = (
     KeyError,
     IndexError,
     AttributeError,
+    AssertionError,
     NotImplementedError,
-    OverflowError,
+    ArithmeticError,
+    BufferError,
     MemoryError,
     EOFError,
     RuntimeError,
@@ -131,14 +134,14 @@ def decode(
         return _from_array(content)
     if is_dicom(content):
         return decode_dicom(content, max_pixels)
-    image = _open(content)
+    image = _open(content, max_pixels)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(
-            f"image of {width:,} x {height:,} pixels exceeds the limit of {max_pixels:,}; raise max_pixels if it is "
-            "meant to be so large"
-        )
+        raise too_large(height, width, max_pixels)
+    _check_tiles(image, max_pixels)
     try:
+        if (portable := _portable_pixels(image, content)) is not None:
+            return portable
         if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
             image.draft(image.mode, (at_least[1], at_least[0]))
         image.load()
@@ -156,7 +159,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes, max_pixels: int) -> Image.Image:
     """Read the header with the one of Pillow's readers that knows the content.
 
     Pillow's own `Image.open` would also try readers that call other programs, and its limit on size can only be set for
@@ -172,11 +175,23 @@ def _open(content: bytes) -> Image.Image:
             raise ImageError(f"this Pillow cannot read {name} images: {answer}")
         if not answer:
             continue
+        check_demands(name, content, max_pixels)
         try:
             return factory(io.BytesIO(content), "")
         except _DECODER_ERRORS as error:
             raise ImageError(f"cannot decode this {name} image: {_reason(error)}") from None
     raise ImageError(f"not an image of a known format ({', '.join(_FORMATS)}); it starts with {prefix!r}")
+
+
+def _check_tiles(image: Image.Image, max_pixels: int) -> None:
+    """Raise ImageError where a TIFF's tiles, which are decoded whole, are larger than the image may be."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    width, height = (
+        int(image.tag_v2.get(tag, 0) or 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+    )
+    if width * height > max(max_pixels, LARGEST_TILE):
+        raise ImageError(f"the TIFF image has tiles of {width:,} x {height:,} pixels, more than it may have itself")
 
 
 def _reason(error: BaseException) -> str:
@@ -214,7 +229,7 @@ def _over_black(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    samples = np.asarray(image).astype(np.int64)
+    samples = np.asarray(image)
     bits, white_is_zero = 16, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = min(16, int(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]))
@@ -226,8 +241,29 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
             f"grey samples from {low} to {high} do not fit unsigned {bits} bits, so their full range is not known; "
             "convert the image to 8 or 16 bits"
         )
-    eight = (samples * 255 + full // 2) // full
-    return Image.fromarray((255 - eight if white_is_zero else eight).astype(np.uint8))
+    # Each of the possible values is mapped once: wider numbers for every pixel would take eight times the memory.
+    eight = ((np.arange(full + 1) * 255 + full // 2) // full).astype(np.uint8)
+    return Image.fromarray(np.take(255 - eight if white_is_zero else eight, samples))
+
+
+def _portable_pixels(image: Image.Image, content: bytes) -> Image.Image | None:
+    """Return a binary PGM or PPM of an odd maximum (as of 12 bits), which Pillow decodes pixel by pixel in Python.
+
+    Pillow's own rounding, value for value; None for all other images.
+    """
+    if not isinstance(image, PpmImagePlugin.PpmImageFile) or image.tile[0].codec_name != "ppm":
+        return None
+    greatest, bands = int(tuple(image.tile[0].args or ())[1]), len(image.getbands())
+    kind = np.dtype(np.uint8 if greatest < 256 else ">u2")
+    count = image.width * image.height * bands
+    data = content[image.tile[0].offset :][: count * kind.itemsize]
+    if len(data) < count * kind.itemsize:
+        raise ImageError(f"cannot decode this PPM image: it has {len(data)} of {count * kind.itemsize} bytes of pixels")
+    full = 65535 if image.mode == "I" else 255
+    table = np.minimum(np.rint(np.arange(256**kind.itemsize) / greatest * full), full).astype(np.int64)
+    table = ((table * 255 + full // 2) // full).astype(np.uint8)
+    pixels = np.take(table, np.frombuffer(data, kind))
+    return Image.fromarray(pixels.reshape((image.height, image.width) + ((3,) if bands == 3 else ())))
 
 
 @dataclass(frozen=True)

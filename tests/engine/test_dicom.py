@@ -339,7 +339,7 @@ def test_compressed_size__of_streams():
     assert compressed_size(b"") is None and compressed_size(b"\xff\xd8\xff") is None
     assert compressed_size(b"\xff\xd8\xff\xe0\0\0\xff\xda" + bytes(20)) is None
     assert compressed_size(b"\xff\xd8\xff\xff\xff\xc0\0\x0b\x08\0\x02\0\x03\x01") == (2, 3)
-    assert compressed_size(b"\xff\x4f\xff\x51\0") == (0, 0)
+    assert compressed_size(b"\xff\x4f\xff\x51\0") is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom.*")
