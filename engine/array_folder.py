@@ -39,6 +39,11 @@ def array_name(kind: str, name: str) -> str:
     return f"{STORE}/{kind}/{name}"
 
 
+def chunk_name(form: ArrayFormat, part: str, number: int) -> str:
+    """Return a chunk file of an array within its cache."""
+    return f"{array_name(form.kind, form.name)}/{part}/{form.chunk_file(part, number)}"
+
+
 def has_array(cache: str | os.PathLike[str] | Storage, kind: str, name: str) -> bool:
     """Tell whether a cache has an array."""
     return storage_of(cache).exists(f"{array_name(kind, name)}/{METADATA}")
@@ -85,11 +90,11 @@ def read_keys(storage: Storage, form: ArrayFormat, first: int, promised: int) ->
     CacheError
         A chunk file has another size than it must, or cannot be read.
     """
-    number, folder = first, f"{array_name(form.kind, form.name)}/{KEY}"
+    number = first
     while True:
         sure = -(-promised // form.chunk_rows) - number
         numbers = range(number, number + min(max(sure, 1), CHUNKS_AT_ONCE))
-        names = [f"{folder}/{form.chunk_file(KEY, each)}" for each in numbers]
+        names = [chunk_name(form, KEY, each) for each in numbers]
         for name, content in zip(names, storage.read_many(names), strict=False):
             if content is None:
                 return

@@ -21,28 +21,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine import array_folder, array_format
+from engine.array_commit import ChunkStart, checked_rows, commit_rows, stale_metadata
 from engine.array_format import CHECK, DAMAGED, KEY, METADATA, ArrayFormat
-from engine.chunk_map import Chunks, spans
+from engine.chunks import Chunks
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.row_check import all_finite, row_checks
+from engine.row_blocks import in_blocks
+from engine.row_check import row_checks
 from engine.row_lookup import RowLookup, first_occurrences
 from engine.storage import NewFile, Storage, storage_of
-
-# Rows are copied and checked in blocks that the processor's cache holds, large reads by several threads.
-BLOCK_BYTES = 1 << 22
-BYTES_FOR_THREADS = 1 << 25
-MOST_THREADS = 4
-
-Result = TypeVar("Result")
 
 
 class _Known(NamedTuple):
@@ -265,10 +259,9 @@ class KeyedArray:
         """Return the payload of rows, in blocks."""
         form, keys = known.form, known.lookup.keys
         values = np.empty((len(rows), *form.row_shape), form.dtype)
-        step = _block_rows(form)
 
-        def read_block(start: int) -> np.ndarray:
-            some, out = rows[start : start + step], values[start : start + step]
+        def read_block(block: slice) -> np.ndarray:
+            some, out = rows[block], values[block]
             checks = np.empty(len(some), np.uint64)
             for chunks, into in ((known.payload, out), (known.checks, checks))[: 1 + verify]:
                 if isinstance(some, range):
@@ -276,11 +269,11 @@ class KeyedArray:
                 else:
                     chunks.gather(some, into)
             if not verify:
-                return checks[:0].astype(np.int64)
+                return np.empty(0, np.int64)
             these = keys[some.start : some.stop] if isinstance(some, range) else keys[some]
             return np.asarray(some)[row_checks(these, out) != checks]
 
-        wrong = _in_blocks(read_block, len(rows), form)
+        wrong = in_blocks(read_block, len(rows), form.row_bytes)
         if wrong:
             self._refuse(np.concatenate(wrong), len(rows))
         return values
@@ -315,7 +308,7 @@ class KeyedArray:
         CacheError
             The disk is full or the cache cannot be written; the rows committed before stay valid.
         """
-        keys, payload = self._checked(keys, payload)
+        keys, payload = checked_rows(self.form, keys, payload)
         with self._storage.lock(self._lock):
             self._storage.sweep(self._scratch)
             self.refresh()
@@ -324,10 +317,10 @@ class KeyedArray:
             if len(fresh) < len(keys):
                 keys, payload = keys[fresh], payload[fresh]
             if len(fresh):
-                self._commit(keys, payload)
+                commit_rows(self._storage, self.form, len(self), self._chunk_starts(), keys, payload)
                 self.refresh()
             else:
-                self._storage.put([], self._scratch, self._stale_metadata(len(self)))
+                self._storage.put([], self._scratch, self._stale_metadata())
         return len(fresh)
 
     def finish(self) -> None:
@@ -338,13 +331,26 @@ class KeyedArray:
         self.refresh()
         if not self._storage.writable:
             return
-        if not self._stale_metadata(len(self)) and not self._storage.exists(self._scratch):
+        if not self._stale_metadata() and not self._storage.exists(self._scratch):
             return
         with self._storage.lock(self._lock):
             self._storage.sweep(self._scratch)
             self.refresh()
-            self._storage.put([], self._scratch, self._stale_metadata(len(self)))
+            self._storage.put([], self._scratch, self._stale_metadata())
             self._storage.drop(self._scratch)
+
+    def _stale_metadata(self) -> list[NewFile]:
+        return stale_metadata(self._storage, self.form, len(self))
+
+    def _chunk_starts(self) -> dict[str, ChunkStart]:
+        """Return what gives the rows that stand in a chunk, for each part."""
+        known, keys = self._known, self.keys
+
+        def key_rows(number: int, rows: int) -> np.ndarray:
+            start = number * known.form.chunk_rows
+            return keys[start : start + rows]
+
+        return {known.form.payload: known.payload.chunk, CHECK: known.checks.chunk, KEY: key_rows}
 
     @property
     def _lock(self) -> str:
@@ -353,81 +359,3 @@ class KeyedArray:
     @property
     def _scratch(self) -> str:
         return array_folder.scratch_name(self._kind, self._name)
-
-    def _checked(self, keys: np.ndarray, payload: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys and payload, contiguous; CacheError where these are no rows of this array."""
-        form = self.form
-        if keys.dtype != np.uint8 or keys.shape != (len(payload), KEY_BYTES):
-            raise CacheError(f"keys of {form.name} must be uint8 ({len(payload)}, 16), not {keys.dtype} {keys.shape}")
-        if payload.dtype != form.dtype or payload.shape[1:] != form.row_shape:
-            raise CacheError(
-                f"rows of {form.name} must be {form.dtype} {form.row_shape}, not {payload.dtype} {payload.shape[1:]}"
-            )
-        keys, payload = np.ascontiguousarray(keys), np.ascontiguousarray(payload)
-        if array_folder.count_keys(keys) < len(keys):
-            raise CacheError(f"a row of {form.name} has the key of nothing, all zeros; keys come from engine.keys")
-        step = _block_rows(form)
-        if not all(_in_blocks(lambda start: all_finite(payload[start : start + step]), len(keys), form)):
-            raise CacheError(f"rows of {form.name} hold NaN or infinity; such a sample is a failure and is not stored")
-        return keys, payload
-
-    def _commit(self, keys: np.ndarray, payload: np.ndarray) -> None:
-        """Write the payload and checks of all chunks that get rows, then their keys, then what tells plain readers."""
-        known, count, added = self._known, len(self), len(keys)
-        places = list(spans(count, added, known.form.chunk_rows))
-        checks = np.empty(added, np.uint64)
-
-        def payload_and_checks() -> Iterator[NewFile]:
-            for place in places:
-                some = place[2]
-                # Computed here, while the files before are on their way to the disk.
-                checks[some] = row_checks(keys[some], payload[some])
-                yield self._chunk_file(known.form.payload, known.payload, payload, *place)
-            for place in places:
-                yield self._chunk_file(CHECK, known.checks, checks, *place)
-
-        # Where a power cut has lost an earlier chunk of keys and kept a later one, that one must not count again.
-        after = known.form.chunk_file(KEY, -(-(count + added) // known.form.chunk_rows))
-        self._storage.remove(f"{self._folder}/{KEY}/{after}")
-        keys_of_chunks = (self._chunk_file(KEY, None, keys, *place) for place in places)
-        self._storage.put([payload_and_checks(), keys_of_chunks], self._scratch, self._stale_metadata(count + added))
-
-    def _chunk_file(
-        self, part: str, old: Chunks | None, rows: np.ndarray, number: int, inside: slice, some: slice
-    ) -> NewFile:
-        """Return a chunk file: the rows that it has already, some of the new rows, and what stands after the last."""
-        form, pieces = self.form, [rows[some]]
-        if inside.start:
-            kept = self.keys[number * form.chunk_rows :] if old is None else old.chunk(number, inside.start)
-            pieces.insert(0, kept)
-        if inside.stop < form.chunk_rows:
-            shape, dtype = form.part_shape(part), form.part_dtype(part)
-            free = form.chunk_rows - inside.stop
-            pieces.append(np.full((free, *shape), array_folder.fill_value(dtype), dtype))
-        return f"{self._folder}/{part}/{form.chunk_file(part, number)}", pieces
-
-    def _stale_metadata(self, rows: int) -> list[NewFile]:
-        """Return the metadata files that do not promise these rows, with what they should say.
-
-        Payload and checks come before the keys, as a plain reader needs it.
-        """
-        stale: list[NewFile] = []
-        for part in (self.form.payload, CHECK, KEY):
-            name = f"{self._folder}/{part}/{METADATA}"
-            document = array_format.document_bytes(self.form.array_document(part, rows))
-            if self._storage.read_many([name]) != [document]:
-                stale.append((name, [document]))
-        return stale
-
-
-def _block_rows(form: ArrayFormat) -> int:
-    return max(1, BLOCK_BYTES // max(form.row_bytes, 1))
-
-
-def _in_blocks(work: Callable[[int], Result], count: int, form: ArrayFormat) -> list[Result]:
-    """Call with the first row of each block of rows, in several threads where it is much; return the results."""
-    starts = range(0, count, _block_rows(form))
-    if count * form.row_bytes < BYTES_FOR_THREADS:
-        return list(map(work, starts))
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "rows") as pool:
-        return list(pool.map(work, starts))

@@ -23,7 +23,7 @@ import numpy as np
 
 from engine import remote_files
 from engine.array_format import DAMAGED, METADATA, STORE, ArrayFormat
-from engine.chunk_map import Chunks, RecentChunks
+from engine.chunks import Chunks, RecentChunks
 from engine.durable import write_error
 from engine.errors import CacheError, DataError, ImageError
 

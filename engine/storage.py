@@ -18,7 +18,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from engine.array_format import ArrayFormat
-from engine.chunk_map import Chunks, LocalChunks
+from engine.chunk_map import LocalChunks
+from engine.chunks import Chunks
 from engine.durable import make_folder, sync_folder, write_error, write_in_steps
 from engine.errors import CacheError
 from engine.lock import record_lock

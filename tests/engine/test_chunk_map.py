@@ -16,7 +16,8 @@ import pytest
 from engine import address_range, chunk_map
 from engine.address_range import PAGE
 from engine.array_format import ArrayFormat
-from engine.chunk_map import LocalChunks, RecentChunks, SideBySide
+from engine.chunk_map import LocalChunks, SideBySide
+from engine.chunks import RecentChunks
 from engine.errors import CacheError
 
 PART = "embedding"
