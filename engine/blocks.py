@@ -153,14 +153,18 @@ def _decoder(work: Work, encoder: EncoderLike, buffers: Mapping[str, RowBuffer])
     from engine import pixels
 
     most = work.plan.max_pixels or pixels.DEFAULT_MAX_PIXELS
-    name = encoder.preprocess.id
     at_least = getattr(encoder.preprocess, "at_least", None)
-    assert work.reader is not None
-    there = array_folder.has_array(work.cache, "pixels", name)
+    assert work.reader is not None  # a job without images reads none
     return Decoder(
         work.reader,
         encoder.preprocess,
         lambda content: pixels.decode(content, max_pixels=most, at_least=at_least),
         list(buffers.values()),
-        KeyedArray.open(work.cache, "pixels", name) if there else None,
+        pixel_cache(work.cache, encoder),
     )
+
+
+def pixel_cache(cache: Any, encoder: EncoderLike) -> KeyedArray | None:
+    """Return the cached model inputs of an encoder's preprocessing, None where there are none."""
+    name = encoder.preprocess.id
+    return KeyedArray.open(cache, "pixels", name) if array_folder.has_array(cache, "pixels", name) else None

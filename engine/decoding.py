@@ -26,11 +26,16 @@ Output = TypeVar("Output")
 
 
 class ImageWork(NamedTuple):
-    """One image to look at: its position in the data set, its uri, and its key where that is known."""
+    """One image to look at: its position in the data set, its uri, and its key where that is known.
+
+    Of known keys, what lacks a row and where the pixel cache has the image (-1: nowhere) is looked up for many at once.
+    """
 
     position: int
     uri: str
     key: bytes | None
+    lacking: tuple[str, ...] | None = None
+    pixel_row: int = -1
 
 
 class Decoded(NamedTuple):
@@ -73,15 +78,15 @@ class Decoder:
 
     def __call__(self, work: ImageWork) -> Decoded:
         """Return pixels or the reason why there are none."""
-        if work.key is not None and (cached := self._cached(work.key)) is not None:
-            return Decoded(work, work.key, cached)
+        if self._pixels is not None and work.pixel_row >= 0:
+            return Decoded(work, work.key, self._pixels.read(np.array([work.pixel_row]))[0])
         key, read_at, fingerprint = work.key, time.time_ns(), None
         try:
             fingerprint = self._reader.fingerprint(work.uri)
             content = self._reader.read(work.uri)
             key = key_of_content(content)
             pixels = None
-            if any(buffer.lacks_one(key) for buffer in self._buffers):
+            if work.lacking or any(buffer.lacks_one(key) for buffer in self._buffers):
                 pixels = self._cached(key)
                 if pixels is None:
                     pixels, _ = self._preprocess(self._decode(content))

@@ -140,7 +140,7 @@ class _Job:
             settled(work.plan)
         try:
             if len(wanted):
-                self._compute(work, self._images(scan, wanted), len(wanted), scan)
+                self._compute(work, self._images(work, scan, wanted), len(wanted), scan)
         except BaseException:
             # Also after an error or Ctrl-C: what was read once need not be read again.
             with suppress(CacheError):
@@ -164,11 +164,20 @@ class _Job:
         has_image[list(scan.failures)] = False
         return np.flatnonzero(has_image & (lacking | ~scan.known))
 
-    def _images(self, scan: Scan, wanted: np.ndarray) -> Iterator[ImageWork]:
-        """Yield the images at some positions, as names and keys are needed."""
+    def _images(self, work: Work, scan: Scan, wanted: np.ndarray) -> Iterator[ImageWork]:
+        """Yield the images at some positions, with what is known of them, a block of names at a time."""
+        buffers, pixels = work.buffers(), blocks.pixel_cache(work.cache, self._encoder)
         for start, uris in in_blocks(names_of(self._dataset, "uri").take(pa.array(wanted))):
-            for position, uri in zip(wanted[start : start + len(uris)].tolist(), uris, strict=True):
-                yield ImageWork(position, uri, bytes(scan.keys[position]) if scan.known[position] else None)
+            positions = wanted[start : start + len(uris)]
+            keys, known = scan.keys[positions], scan.known[positions]
+            rows = pixels.find(keys) if pixels is not None else np.full(len(keys), -1)
+            lacks = {what: buffer.lacks(keys) for what, buffer in buffers.items()}
+            for place, (position, uri) in enumerate(zip(positions.tolist(), uris, strict=True)):
+                if known[place]:
+                    lacking = tuple(what for what, mask in lacks.items() if mask[place])
+                    yield ImageWork(position, uri, bytes(keys[place]), lacking, int(rows[place]))
+                else:
+                    yield ImageWork(position, uri, None)
 
     def _compute(self, work: Work, images: Iterator[ImageWork], total: int, scan: Scan) -> None:
         save = self._table_saver(scan)

@@ -117,7 +117,9 @@ class _Encoding:
         key = _noted(decoded, self._buffers, self._tally, learned)
         if key is None or decoded.pixels is None:
             return self._filling is None
-        wanted = tuple(what for what, buffer in self._buffers.items() if buffer.take(key))
+        lacking = decoded.work.lacking if decoded.work.key == key else None
+        names = self._buffers if lacking is None else lacking
+        wanted = tuple(what for what in names if self._buffers[what].take(key, known=lacking is not None))
         if "pixels" in wanted:
             self._buffers["pixels"].add(key, decoded.pixels)
             wanted = tuple(what for what in wanted if what != "pixels")

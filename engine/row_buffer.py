@@ -76,9 +76,9 @@ class RowBuffer:
     def __init__(self, cache: Any, what: str, kind: str, name: str, description: Mapping[str, Any]) -> None:
         self.what, self.kind, self.name = what, kind, name
         self._cache, self._description = cache, description
-        self._keys: list[bytes] = []
-        self._rows: list[np.ndarray] = []
-        self._leaving: tuple[list[bytes], list[np.ndarray]] = [], []
+        # Pairs, and let go of only when they are known to be stored: Ctrl-C may come between any two steps.
+        self._rows: list[tuple[bytes, np.ndarray]] = []
+        self._leaving = 0
         self._taken: set[bytes] = set()
         self.array: KeyedArray | None = None
         if array_folder.has_array(cache, kind, name):
@@ -92,49 +92,54 @@ class RowBuffer:
         """Tell of one key whether it has no committed row."""
         return bool(self.lacks(np.frombuffer(key, np.uint8)[None])[0])
 
-    def take(self, key: bytes) -> bool:
-        """Claim a key for computing; False where it is stored or was claimed before."""
-        if key in self._taken or not self.lacks_one(key):
+    def take(self, key: bytes, *, known: bool = False) -> bool:
+        """Claim a key for computing; False where it is stored or was claimed before.
+
+        `known` says that it was looked up already; a row that another writer has stored since is left out by `commit`.
+        """
+        if key in self._taken or not (known or self.lacks_one(key)):
             return False
         self._taken.add(key)
         return True
 
     def add(self, key: bytes, row: np.ndarray) -> None:
-        """Keep a computed row for the next commit."""
-        self._keys.append(key)
-        self._rows.append(row)
+        """Keep a computed row until it is committed."""
+        self._rows.append((key, row))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._rows) - self._leaving
 
     @property
     def nbytes(self) -> int:
         """Bytes waiting, without those handed over."""
-        return len(self._rows) * self._rows[0].nbytes if self._rows else 0
+        return len(self) * self._rows[-1][1].nbytes if len(self) else 0
 
     @property
     def row_bytes(self) -> int:
         """Payload bytes of a stored row, 0 as long as there is no array."""
         return self.array.form.row_bytes if self.array is not None else 0
 
-    def hand_over(self) -> None:
-        """Set the waiting rows aside for `commit`, so that further ones can be added meanwhile."""
-        self._leaving, self._keys, self._rows = (self._keys, self._rows), [], []
+    def hand_over(self) -> int:
+        """Set the waiting rows aside for `commit` and return how many; further ones can be added meanwhile."""
+        self._leaving = len(self._rows)
+        return self._leaving
 
-    def commit(self) -> int:
-        """Store the rows that were handed over; return how many were added (another writer may have stored some)."""
-        leaving, rows = self._leaving
+    def commit(self, count: int) -> int:
+        """Store the first rows; return how many were added: those that somebody has stored before are left out."""
+        leaving = self._rows[:count]
         if not leaving:
             return 0
         if self.array is None:
-            self.array = KeyedArray.create(self._cache, self.kind, self.name, rows[0].shape, self._description)
-        keys = np.frombuffer(b"".join(leaving), np.uint8).reshape(-1, KEY_BYTES)
-        return self.array.append(keys, np.stack(rows))
+            shape = leaving[0][1].shape
+            self.array = KeyedArray.create(self._cache, self.kind, self.name, shape, self._description)
+        keys = np.frombuffer(b"".join(key for key, _ in leaving), np.uint8).reshape(-1, KEY_BYTES)
+        return self.array.append(keys, np.stack([row for _, row in leaving]))
 
     def forget_committed(self) -> None:
-        """Let go of the rows that `commit` has stored; from now on the array knows their keys."""
-        self._taken.difference_update(self._leaving[0])
-        self._leaving = [], []
+        """Let go of the rows that were handed over and stored; from now on the array knows their keys."""
+        count, self._leaving = self._leaving, 0
+        self._taken.difference_update(key for key, _ in self._rows[:count])
+        del self._rows[:count]
 
     def finish(self) -> None:
         """Make the array's metadata exact."""

@@ -1,18 +1,22 @@
 """Committing in a thread of its own, while the next rows are computed.
 
 Comes in: buffers of computed rows and a policy that says when. Goes out: commits, one at a time and in order, and a
-tally. A writer that dies (a full disk) is noticed at the next batch and stops the job with its own error; an error or
-Ctrl-C elsewhere commits what is computed before it goes on its way.
+tally.
+
+- A writer that dies (a full disk) is noticed at the next batch and stops the job with its own error. It is not tried
+  again: a second try would hide the error, and later rows must not get in before those that it had in hand.
+- An error or Ctrl-C elsewhere commits what is computed before it goes on its way. Ctrl-C may come between any two steps
+  of this thread, also while it waits: buffers hold their rows until these are known to be stored, and what is committed
+  twice is stored once.
+- A second Ctrl-C gives up waiting for that commit; what it has not stored is computed again by the next job.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from engine.errors import CacheError
 from engine.row_buffer import CommitPolicy, RowBuffer, Tally
 
 
@@ -23,6 +27,7 @@ class Storing:
         self._buffers, self._tally, self._policy = list(buffers), tally, policy
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._running: Future[None] | None = None
+        self._dead = False
 
     def __enter__(self) -> Storing:
         return self
@@ -41,37 +46,43 @@ class Storing:
             return
         start = time.perf_counter()
         self._finish()
-        for buffer in self._buffers:
-            buffer.hand_over()
+        self._begin()
         self._policy.begun()
-        self._running = self._writer.submit(self._commit)
         self._tally.seconds["store"] += time.perf_counter() - start
         if self._policy.on_commit is not None:
             self._policy.on_commit()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        start = time.perf_counter()
+        start, given_up = time.perf_counter(), False
         try:
-            # After a failed commit (a full disk) a second try would only hide the error.
-            if kind is None or not issubclass(kind, CacheError):
+            if not self._dead:
                 self._finish()
-                for buffer in self._buffers:
-                    buffer.hand_over()
-                self._commit()
-            elif self._running is not None:
-                with suppress(CacheError):
-                    self._finish()
+                self._begin()
+                self._finish()
+        except KeyboardInterrupt:
+            given_up = True
+            raise
         finally:
-            self._writer.shutdown(wait=True)
+            self._writer.shutdown(wait=not given_up, cancel_futures=given_up)
             self._tally.seconds["store"] += time.perf_counter() - start
 
+    def _begin(self) -> None:
+        counts = [buffer.hand_over() for buffer in self._buffers]
+        self._running = self._writer.submit(self._commit, counts)
+
     def _finish(self) -> None:
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result()
+        """Wait for the commit that is running; raise what it died of."""
+        if self._running is None:
+            return
+        wait([self._running])
+        running, self._running = self._running, None
+        error = running.exception()
+        if error is not None:
+            self._dead = True
+            raise error
         for buffer in self._buffers:
             buffer.forget_committed()
 
-    def _commit(self) -> None:
-        for buffer in self._buffers:
-            self._tally.computed[buffer.what] = self._tally.computed.get(buffer.what, 0) + buffer.commit()
+    def _commit(self, counts: Sequence[int]) -> None:
+        for buffer, count in zip(self._buffers, counts, strict=True):
+            self._tally.computed[buffer.what] = self._tally.computed.get(buffer.what, 0) + buffer.commit(count)

@@ -99,7 +99,8 @@ def test_workers_store_the_rows_of_one_process_and_report_what_failed(tmp_path, 
     for kind, name in Cache(tmp_path / "one").arrays():
         assert rows_of(tmp_path / "many", kind, name) == rows_of(tmp_path / "one", kind, name)
     again = Cache(tmp_path / "many").embed(dataset, FakeEncoder(), WHAT, batch_size=4, cluster=workers)
-    assert (again.computed == {"image": 0, "pixels": 0, "text": 0} and again.opened == 0) or again.opened == 1
+    assert again.computed == {"image": 0, "pixels": 0, "text": 0}
+    assert again.opened <= 1  # the broken one, until it is mended
 
 
 def test_a_killed_worker_costs_only_its_block(tmp_path, images, running):
