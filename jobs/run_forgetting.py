@@ -93,6 +93,7 @@ class _Run:
     def __init__(self, folder: Path, names: Names, dry_run: bool, done: Cleaned) -> None:
         self._folder, self._names, self._dry_run, self._done = folder, names, dry_run, done
         self._taken: list[dict[str, Any]] = []
+        self._used: set[str] = set()
 
     def clean(self) -> None:
         if not self._is_of_their_data():
@@ -136,6 +137,7 @@ class _Run:
             pruned = self._pruned(json.loads(line))
             self._done.records += pruned is GONE
             if pruned is not GONE:
+                self._used.update(filter(_is_picture, _texts(pruned)))
                 kept.append(json.dumps(pruned, ensure_ascii=False) + "\n")
         return "".join(kept).encode()
 
@@ -145,6 +147,7 @@ class _Run:
         if pruned is GONE:
             self._done.records += 1
             pruned = {}
+        self._used.update(filter(_is_picture, _texts(pruned)))
         return (json.dumps(pruned, ensure_ascii=False, indent=1) + "\n").encode()
 
     def _config(self, path: Path) -> bytes:
@@ -192,10 +195,12 @@ class _Run:
         """Return JSON values without what is theirs; GONE where the value itself is."""
         if isinstance(value, dict):
             inner = {key: self._pruned(item, str(key)) for key, item in value.items()}
-            if any(item is GONE for item in inner.values()):
-                self._taken.append(value)
-                return GONE
-            return inner
+            gone = [key for key, item in inner.items() if item is GONE]
+            if any(not isinstance(value[key], dict) for key in gone):
+                self._taken.append(value)  # about them, with all that is in it
+            elif gone:  # an answer to a question about them: what else is in it is about others
+                self._taken.append({key: item for key, item in value.items() if isinstance(item, str)})
+            return GONE if gone else inner
         if isinstance(value, list):
             kept = [self._pruned(item, name) for item in value]
             self._done.records += sum(item is GONE for item in kept)
@@ -204,7 +209,8 @@ class _Run:
 
     def _delete_figures(self) -> None:
         """Delete the pictures that the records name, and those that are called by sample and label."""
-        found = {self._folder / text for record in self._taken for text in _texts(record) if _is_picture(text)}
+        named = {text for record in self._taken for text in _texts(record) if _is_picture(text)}
+        found = {self._folder / text for text in named - self._used}
         for record in self._taken:
             if isinstance(record.get("id"), str) and isinstance(record.get("label"), str):
                 stem = figure_stem(record["id"], record["label"])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from tests.engine.dicom_files import as_bytes, dicom_dataset, lossless_jpeg_dataset, table_item
 
@@ -318,3 +318,130 @@ def lie_dicom(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 LIES: dict[str, Way] = {"PNG": lie_png, "JPEG": lie_jpeg, "DICOM": lie_dicom}
+
+
+@lru_cache(maxsize=1)
+def bombs() -> dict[str, bytes]:
+    """Return small files that ask for gigabytes or minutes, by what they do."""
+    grey, zeros = saved(Image.fromarray(drawn(30, 40, 1)), "PNG"), zlib.compress(bytes(1 << 26), 1)
+    text = zlib.compress(bytes(900_000))
+    picture = Image.new("RGB", (16, 16))
+    gif, still = saved(Image.new("L", (16, 16)), "GIF"), saved(picture, "WEBP")[12:]
+    colours = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+    frame, scans = gif.rindex(b","), saved(Image.new("L", (2000, 2000), 128), "JPEG", progressive=True)
+    baseline = saved(picture, "JPEG")
+    return {
+        "PNG with a 64 MB zTXt": with_chunks(grey, [(b"zTXt", b"k\0\0" + zeros)]),
+        "PNG with a 64 MB iCCP": with_chunks(grey, [(b"iCCP", b"k\0\0" + zeros)]),
+        "PNG with a 64 MB iTXt": with_chunks(grey, [(b"iTXt", b"k\0\1\0\0\0" + zeros)]),
+        "PNG with 300 texts": with_chunks(grey, [(b"zTXt", b"k\0\0" + text)] * 300),
+        "PNG whose pixels go on": grey[:33] + chunk(b"IDAT", zeros) + chunk(b"IEND", b""),
+        "PNG of 60,000 x 60,000": grey[:8] + chunk(b"IHDR", struct.pack(">II", 60000, 60000) + grey[24:29]) + grey[33:],
+        "PNG with 100,000 empty chunks": with_chunks(grey, [(b"IDAT", b"")] * 100_000),
+        "JPEG of 2,000 scans": scans[:-2] + scans[scans.rindex(b"\xff\xda") : -2] * 2000 + scans[-2:],
+        "JPEG of 65,500 x 65,500": lied_size(baseline, 65500, 65500),
+        "JPEG with 20 MB of application data": baseline[:2] + (b"\xff\xe1\xff\xff" + bytes(65533)) * 300 + baseline[2:],
+        "WebP canvas of 13,000 x 13,000": webp_canvas(13000, still, animated=False),
+        "WebP animation of 13,000 x 13,000": webp_canvas(13000, still, animated=True),
+        "TIFF tiles of 20,000 x 20,000": tiff_tiles(20000),
+        "TIFF tiles of 60,000 x 60,000": tiff_tiles(60000),
+        "TIFF with 4 billion values": b"II*\0" + struct.pack("<IHHHII", 8, 1, 270, 2, 2**32 - 1, 30) + bytes(4),
+        "TIFF directory that is its own next": b"II*\0" + struct.pack("<IHI", 8, 0, 8),
+        "GIF screen of 65,535 x 65,535": gif[:6] + b"\xff" * 4 + gif[10:],
+        "GIF frame of 65,535 x 65,535": gif[: frame + 5] + b"\xff" * 4 + gif[frame + 9 :],
+        "GIF with 3,000,000 comments": gif[:colours] + b"\x21\xfe\x01x\0" * 3_000_000 + gif[frame:],
+        "BMP of 2 billion x 2 billion": b"BM"
+        + bytes(12)
+        + struct.pack("<IiiHHI", 40, 2**31 - 1, 2**31 - 1, 1, 24, 0)
+        + bytes(20),
+        "PGM of 12 bits": b"P5 1900 1900 4095\n" + bytes(1900 * 1900 * 2),
+        "JPEG 2000 of 62,500 tiles": code_stream(2000, 2000, 8),
+        "JPEG 2000 of 3 million precincts": code_stream(1900, 1900, 1900, precinct=0x11),
+        "JPEG 2000 of 32 levels and tiny blocks": code_stream(1900, 1900, 1900, precinct=0x33, block=0, levels=32),
+        "JPEG 2000 of a tile of 2 billion": code_stream(64, 64, 2**31 - 1),
+        **_dicom_bombs(baseline),
+    }
+
+
+def lied_size(jpeg: bytes, height: int, width: int) -> bytes:
+    """Return a baseline JPEG whose frame header says another size."""
+    start = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:start] + struct.pack(">HH", height, width) + jpeg[start + 4 :]
+
+
+def webp_canvas(side: int, still: bytes, *, animated: bool) -> bytes:
+    """Return a WebP of one small picture on a large canvas."""
+    canvas = bytes([2 * animated, 0, 0, 0]) + (side - 1).to_bytes(3, "little") * 2
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + canvas
+    if animated:
+        frame = bytes(6) + (15).to_bytes(3, "little") * 2 + bytes([100, 0, 0, 0]) + still
+        body += b"ANIM" + struct.pack("<I", 6) + bytes(6) + b"ANMF" + struct.pack("<I", len(frame)) + frame
+    else:
+        body += still
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff_tiles(side: int) -> bytes:
+    """Return an LZW TIFF of 10 x 10 pixels in one huge tile."""
+    tags = {256: 10, 257: 10, 258: 8, 259: 5, 262: 1, 277: 1, 322: side, 323: side, 324: 0, 325: 100}
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, start if tag == 324 else value) for tag, value in tags.items()]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + bytes(100)
+
+
+def code_stream(
+    height: int,
+    width: int,
+    tile: int,
+    *,
+    precinct: int | None = None,
+    block: int | None = None,
+    levels: int | None = None,
+) -> bytes:
+    """Return a JPEG 2000 stream of 64 x 64 pixels whose headers say something else."""
+    stream = bytearray(saved(Image.new("L", (64, 64)), "JPEG2000", no_jp2=True))
+    size, style = stream.index(b"\xff\x51"), stream.index(b"\xff\x52")
+    stream[size + 6 : size + 14] = struct.pack(">II", width, height)
+    stream[size + 22 : size + 30] = struct.pack(">II", tile, tile)
+    length = int.from_bytes(stream[style + 2 : style + 4], "big")
+    segment = bytearray(stream[style + 4 : style + 2 + length])
+    if levels is not None:
+        segment[5] = levels
+    if block is not None:
+        segment[6] = segment[7] = block
+    if precinct is not None:
+        segment[0] |= 1
+        segment += bytes([precinct]) * (segment[5] + 1)
+    stream[style + 2 : style + 2 + length] = struct.pack(">H", len(segment) + 2) + segment
+    return bytes(stream)
+
+
+def _dicom_bombs(jpeg: bytes) -> dict[str, bytes]:
+    eight = drawn(40, 48, 1)
+
+    def packed(stream: bytes, syntax: str) -> bytes:
+        dataset = dicom_dataset(eight, 8)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = encapsulate([stream + bytes(len(stream) % 2)])
+        dataset["PixelData"].is_undefined_length = True
+        dataset["PixelData"].VR = "OB"
+        return as_bytes(dataset)
+
+    deflated = dicom_dataset(eight, 8, DeflatedExplicitVRLittleEndian)
+    deflated.add_new(0x00091010, "OB", bytes(1 << 27))
+    return {
+        "DICOM that inflates to 128 MB": as_bytes(deflated),
+        "DICOM of 65,535 x 65,535": as_bytes(dicom_dataset(eight, 8, Rows=65535, Columns=65535)),
+        "DICOM of 65,535 frames": as_bytes(dicom_dataset(eight, 8, NumberOfFrames=65535)),
+        "DICOM around a JPEG of 65,500 x 65,500": packed(lied_size(jpeg, 65500, 65500), JPEGBaseline8Bit),
+        "DICOM around a JPEG 2000 of 40,000 x 40,000": packed(code_stream(40000, 40000, 40000), JPEG2000Lossless),
+        "DICOM around 3 million precincts": packed(code_stream(40, 48, 48, precinct=0), JPEG2000Lossless),
+        "DICOM around endless runs": packed(struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 2_000_000, RLELossless),
+        "DICOM of 100,000 private elements": _with_private_elements(as_bytes(dicom_dataset(eight, 8)), 100_000),
+    }
+
+
+def _with_private_elements(dicom: bytes, count: int) -> bytes:
+    elements = b"".join(struct.pack("<HH2sH", 0x0029, number & 0xFFFF, b"US", 0) for number in range(count))
+    start = dicom.index(b"\xe0\x7f\x10\x00")
+    return dicom[:start] + elements + dicom[start:]

@@ -30,6 +30,11 @@ def encoders() -> list[FakeEncoder]:
 def write_dataset(folder: Path, count: int = SAMPLES, first: int = 0, name: str = "fake") -> Dataset:
     """Write images and return them as a data set with texts; two samples a patient, three patients share a text."""
     write_images(folder, range(first, first + count))
+    return reopened(folder, name)
+
+
+def reopened(folder: Path, name: str = "fake") -> Dataset:
+    """Return a folder of such images as a data set, as it is now."""
     uris = sorted(path.name for path in folder.iterdir())
     texts = [f"text of {int(uri[:4])}" if number % 7 else "no finding" for number, uri in enumerate(uris)]
     return dataset_of(uris, folder_dataset(folder).reader, texts, name=name)
