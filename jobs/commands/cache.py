@@ -120,6 +120,25 @@ def forget(**given: Any) -> dict[str, Any]:
     return given
 
 
+@verb("cache export", "jobs.cache_export")
+@click.argument("out", metavar="FILE", required=False, type=click.Path(path_type=Path))
+@options.cache
+@click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")
+@click.option("--kind", type=click.Choice(["image", "text", "pixels", "tokens"]), help="Which rows. [image]")
+@click.option("--format", type=click.Choice(["npy", "parquet", "faiss", "csv"]), help="[by FILE's ending]")
+@click.option("--dataset", metavar="DATASET", help="Its samples, in its order, with their ids. [all rows, by key]")
+@click.option("--normalize", is_flag=True, default=None, help="Scale rows to length one.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace FILE.")
+def export(**given: Any) -> dict[str, Any]:
+    """Write cached embeddings to FILE: .npy, .parquet, .faiss (one exact index) or .csv (keys alone).
+
+    Beside .npy and .faiss a CSV says which row is what. Rows are written as the model gave them (float16; in Parquet
+    float32, which more tools read), in blocks, so memory stays constant; a FAISS index needs 4 bytes a number. With
+    --dataset there is one row a sample, with id, patient, view, split and text; samples without a row are named.
+    """
+    return given
+
+
 @verb("index", "jobs.index")
 @options.cache
 @click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")

@@ -70,6 +70,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "fluoro cache compact --unused --dry-run",
         ),
         Verb(
+            "cache export",
+            "jobs.commands.cache:export",
+            "Write embeddings as npy, parquet, FAISS or keys",
+            "fluoro cache export embeddings.parquet --dataset phantom:2000",
+        ),
+        Verb(
             "cache rm",
             "jobs.commands.cache:rm",
             "Remove an encoder with its arrays and indexes",

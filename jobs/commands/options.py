@@ -30,7 +30,7 @@ def data(function: Function) -> Function:
 def model(function: Function) -> Function:
     """Add --model, --precision, --decoder and --device."""
     function = click.option(
-        "--decoder", type=click.Choice(["exact", "fast"]), help="Fast: decode JPEGs at a fraction of their size. [exact]"
+        "--decoder", type=click.Choice(["exact", "fast"]), help="Fast: JPEGs decoded at a fraction of their size."
     )(function)
     function = click.option("--device", help="auto, cpu, cuda or cuda:N. [auto]")(function)
     function = click.option(
