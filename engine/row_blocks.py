@@ -6,10 +6,11 @@ memory stays that of a few blocks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from engine.machine import usable_cores
 
 BLOCK_BYTES = 1 << 22
 BYTES_FOR_THREADS = 1 << 25
@@ -29,5 +30,5 @@ def in_blocks(work: Callable[[slice], Result], count: int, row_bytes: int) -> li
     blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
     if count * row_bytes < BYTES_FOR_THREADS:
         return list(map(work, blocks))
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "rows") as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, usable_cores()), "rows") as pool:
         return list(pool.map(work, blocks))

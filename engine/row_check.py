@@ -21,8 +21,7 @@ from engine.keys import KEY_BYTES
 OFFSET = np.uint64(0x9E3779B97F4A7C15)
 KEY_WORDS = KEY_BYTES // 8
 BLOCK_BYTES = 1 << 22
-HALF_EXPONENT = np.uint16(0x7C00)
-FINITE_BLOCK = 1 << 16
+HALF_INFINITY, HALF_MINUS_INFINITY = 0x7C00, 0xFC00
 
 
 def row_checks(keys: np.ndarray, payload: np.ndarray) -> np.ndarray:
@@ -61,13 +60,11 @@ def all_finite(payload: np.ndarray) -> bool:
     """Tell whether all values are numbers; float16 by its bits, ten times as fast as `numpy.isfinite`."""
     if payload.dtype != np.float16:
         return payload.dtype.kind != "f" or bool(np.isfinite(payload).all())
-    bits = np.ascontiguousarray(payload).reshape(-1).view(np.uint16)
-    room = np.empty(min(len(bits), FINITE_BLOCK), np.uint16)
-    for start in range(0, len(bits), FINITE_BLOCK):
-        some = bits[start : start + FINITE_BLOCK]
-        if np.bitwise_and(some, HALF_EXPONENT, out=room[: len(some)]).max() == HALF_EXPONENT:
-            return False
-    return True
+    if not payload.size:
+        return True
+    # Infinity and NaN are the largest bit patterns of each sign, and the sign is the highest bit.
+    bits = np.ascontiguousarray(payload)
+    return bool(bits.view(np.int16).max() < HALF_INFINITY and bits.view(np.uint16).max() < HALF_MINUS_INFINITY)
 
 
 @lru_cache(maxsize=16)

@@ -82,11 +82,11 @@ class RowLookup:
             some = _words(keys[start : start + QUESTIONS_AT_ONCE])
             # Sorted questions walk through a run in order, which the processor's cache rewards.
             order = _order(some)
-            asked = some[order]
+            asked = some.take(order, axis=0)
             answer = np.full(len(some), ABSENT, np.int64)
             left = np.arange(len(some))
             for run in runs:
-                rows = _find_in(run, room, asked[left])
+                rows = _find_in(run, room, asked if len(left) == len(asked) else asked.take(left, axis=0))
                 answer[left] = rows
                 left = left[rows == ABSENT]
                 if not len(left):
@@ -175,19 +175,20 @@ def _merged(left: _Run, right: _Run) -> _Run:
 
 def _find_in(run: _Run, room: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Return the rows of keys, (m, 2) uint64 sorted by their first bits, in one run; -1 where it has none."""
-    bits = np.uint64(run.bits)
-    heads = asked[:, 0] & ~_mask(run.bits)
+    heads, tail = asked[:, 0] & ~_mask(run.bits), np.uint64(1 << run.bits)
     answer = np.full(len(asked), ABSENT, np.int64)
-    left, position = np.arange(len(asked)), np.searchsorted(run.words, heads)
+    position = np.searchsorted(run.words, heads)
+    found = run.words.take(position, mode="clip")
+    # Beyond the last word stands, clipped, that one itself; its first bits are lower than those that are asked for.
+    left = np.flatnonzero((found ^ heads) < tail)
+    position, found = position[left], found[left]
     while len(left):
-        # Keys may share their first bits: step on until these end.
-        inside = position < len(run.words)
-        left, position = left[inside], position[inside]
-        found = run.words[position]
-        same = (found ^ heads[left]) >> bits == 0
-        left, position = left[same], position[same]
-        rows = (found[same] & _mask(run.bits)).astype(np.int64) + run.start
+        rows = (found & _mask(run.bits)).astype(np.int64) + run.start
         hit = (room[rows] == asked[left]).all(axis=1)
         answer[left[hit]] = rows[hit]
+        # Keys may share their first bits: step on until these end.
         left, position = left[~hit], position[~hit] + 1
+        found = run.words.take(position, mode="clip")
+        same = ((found ^ heads[left]) < tail) & (position < len(run.words))
+        left, position, found = left[same], position[same], found[same]
     return answer

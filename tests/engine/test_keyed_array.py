@@ -22,7 +22,7 @@ from engine.array_format import METADATA
 from engine.array_verify import verify_array
 from engine.errors import CacheError
 from engine.keyed_array import KeyedArray
-from engine.row_check import row_checks
+from engine.row_check import all_finite, row_checks
 from engine.row_lookup import RowLookup, first_occurrences
 
 DESCRIPTION = {"model": "tiny", "preprocess": {"size": [8, 8]}}
@@ -116,6 +116,12 @@ def test_check__is_the_documented_sum():
             words = [int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8)]
             total = 0x9E3779B97F4A7C15 + sum(split_mix(at) * word for at, word in enumerate(words))
             assert int(check) == total % (1 << 64)
+
+
+def test_all_finite__of_every_float16():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert [all_finite(value) for value in every[:, None]] == np.isfinite(every).tolist()
+    assert all_finite(every[np.isfinite(every)]) and all_finite(every[:0])
 
 
 # -- Commits and reading ---------------------------------------------------------------------------------------------
