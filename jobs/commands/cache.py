@@ -139,6 +139,27 @@ def export(**given: Any) -> dict[str, Any]:
     return given
 
 
+@verb("cache import", "jobs.cache_import")
+@click.argument("folder", metavar="FOLDER", required=False, type=click.Path(path_type=Path))
+@options.cache
+@click.option("--name", metavar="NAME", help="Model that made them; they get an id imported-NAME-...")
+@click.option("--description", metavar="TEXT", help="What else makes them what they are; part of the id.")
+@click.option("--root", metavar="DIR", type=click.Path(path_type=Path), help="Folder that image paths are relative to.")
+@click.option("--kind", type=click.Choice(["both", "image", "text"]), help="Which embeddings. [both]")
+@click.option("--column", metavar="COLUMN", help="Column of image paths (or captions). [the usual names]")
+@click.option("--encoder-id", metavar="ID", help="Store them as rows of this encoder; needs --model.")
+@options.model
+def import_(**given: Any) -> dict[str, Any]:
+    """Take in embeddings that others made: FOLDER as clip-retrieval or img2dataset leave it.
+
+    That is img_emb/ and text_emb/ (.npy) with metadata/ (.parquet), or .npy and .parquet files side by side. Rows are
+    stored by content, so the images are read and hashed; rows whose image cannot be read, that hold NaN or do not fit
+    float16 are left out and listed (exit status 3). With --encoder-id, 32 rows are computed again by --model and must
+    agree (cosine of 0.999 or more, the same length), else nothing is stored.
+    """
+    return given
+
+
 @verb("index", "jobs.index")
 @options.cache
 @click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")

@@ -76,6 +76,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "fluoro cache export embeddings.parquet --dataset phantom:2000",
         ),
         Verb(
+            "cache import",
+            "jobs.commands.cache:import_",
+            "Take in embeddings that others made",
+            "fluoro cache import ~/clip-retrieval --name ViT-B-32 --root ~/images",
+        ),
+        Verb(
             "cache rm",
             "jobs.commands.cache:rm",
             "Remove an encoder with its arrays and indexes",

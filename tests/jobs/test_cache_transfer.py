@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine import array_format
+from engine import array_format, pixels
 from engine.cache import Cache
-from engine.errors import CacheError, UsageError
-from jobs import cache_export
+from engine.encoder import load_encoder
+from engine.errors import CacheError, DataError, UsageError
+from jobs import cache_export, cache_import
 from jobs.plain import plain
+from tests import models
+from tests.engine.fakes import write_images
 from tests.reliability import small_cache
 from tests.reliability.small_cache import FIRST
 
@@ -101,3 +104,136 @@ def test_export__of_a_damaged_row_leaves_no_file(cached, tmp_path):
     ):
         exported(cache, tmp_path / "rows.parquet")
     assert not list(tmp_path.iterdir())
+
+
+# -- Import ----------------------------------------------------------------------------------------------------------
+
+
+def write_folder(folder: Path, images: Path, parts: int = 2, dim: int = 6, dtype: str = "float16") -> np.ndarray:
+    """Write embeddings of all images as clip-retrieval does, in some parts; return all vectors."""
+    names = sorted(path.name for path in images.iterdir())
+    rng = np.random.Generator(np.random.PCG64(1))
+    vectors = rng.standard_normal((len(names), dim)).astype(dtype)
+    for name in ("img_emb", "text_emb", "metadata"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(np.array_split(np.arange(len(names)), parts)):
+        np.save(folder / "img_emb" / f"img_emb_{number:02d}.npy", vectors[rows])
+        np.save(folder / "text_emb" / f"text_emb_{number:02d}.npy", vectors[rows] * 2)
+        table = {"image_path": [names[row] for row in rows], "caption": [f"caption {row % 7}" for row in rows]}
+        pd.DataFrame(table).to_parquet(folder / "metadata" / f"metadata_{number}.parquet")
+    return vectors
+
+
+def imported(cache: Path, folder: Path, **values) -> cache_import.Imported:
+    return cache_import.run(cache_import.Config(cache=cache, folder=folder, **values))
+
+
+def test_import__stores_rows_under_the_keys_of_images_and_captions(tmp_path):
+    write_images(tmp_path / "images", range(12))
+    vectors = write_folder(tmp_path / "theirs", tmp_path / "images")
+    done = imported(tmp_path / "cache", tmp_path / "theirs", name="Their Model", root=tmp_path / "images")
+    assert done.encoder.startswith("imported-Their-Model-") and not len(done.failures)
+    assert done.rows.to_numpy().tolist() == [["image", 12, 12, 0, 0], ["text", 12, 7, 5, 0]]
+    dataset = small_cache.reopened(tmp_path / "images")
+    features = Cache(tmp_path / "cache").features(dataset, done.encoder)
+    np.testing.assert_array_equal(features.values, vectors.astype(np.float32))
+    stored = Cache(tmp_path / "cache").array("text", done.encoder)
+    np.testing.assert_array_equal(stored.read_all(), vectors[:7] * 2)
+    again = imported(tmp_path / "cache", tmp_path / "theirs", name="Their Model", root=tmp_path / "images")
+    assert again.encoder == done.encoder and again.rows["added"].tolist() == [0, 0]
+    other = imported(tmp_path / "cache", tmp_path / "theirs", name="Their Model", description="bf16", kind="text")
+    assert other.encoder != done.encoder and other.rows["kind"].tolist() == ["text"]
+    # Under the imported id they are exported and searched as all rows are.
+    out = cache_export.run(cache_export.Config(cache=tmp_path / "cache", out=tmp_path / "x.npy", encoder=done.encoder))
+    assert out.rows == 12
+
+
+def test_import__lists_rows_without_an_image_or_with_numbers_that_cannot_be_stored(tmp_path):
+    write_images(tmp_path / "images", range(10))
+    vectors = write_folder(tmp_path / "theirs", tmp_path / "images", dtype="float32")
+    (tmp_path / "images" / "0004.png").unlink()
+    vectors[1, 2], vectors[7, 0], vectors[8] = np.nan, 1e5, 0
+    for number, rows in enumerate(np.array_split(np.arange(10), 2)):
+        np.save(tmp_path / "theirs" / "img_emb" / f"img_emb_{number:02d}.npy", vectors[rows])
+    done = imported(tmp_path / "cache", tmp_path / "theirs", name="m", root=tmp_path / "images", kind="image")
+    assert done.rows.to_numpy().tolist() == [["image", 10, 6, 0, 4]]
+    reasons = dict(zip(done.failures["id"], done.failures["reason"], strict=True))
+    assert {name.partition(" of ")[0]: name.rpartition("(")[2][:4] for name in reasons} == {
+        "row 1": "0001", "row 4": "0004", "row 2": "0007", "row 3": "0008"}  # fmt: skip
+    said = " ".join(reasons.values())
+    assert "NaN" in said and "beyond float16" in said and "all zeros" in said and "no such file" in said
+    assert "--root" in "\n".join(done.lines())
+    with pytest.raises(DataError, match=r"none can be taken in: .*--root"):
+        imported(tmp_path / "cache", tmp_path / "theirs", name="m", kind="image")
+
+
+def test_import__names_files_that_do_not_belong_together_before_anything_is_stored(tmp_path):
+    write_images(tmp_path / "images", range(9))
+    theirs = tmp_path / "theirs"
+    write_folder(theirs, tmp_path / "images", parts=3)
+    middle = theirs / "img_emb" / "img_emb_01.npy"
+    np.save(middle, np.zeros((0, 6), "float16"))
+    with pytest.raises(DataError, match=r"img_emb_01\.npy has 0 rows, .*metadata_1\.parquet has 3"):
+        imported(tmp_path / "cache", theirs, name="m", root=tmp_path / "images")
+    np.save(middle, np.ones((3, 5), "float16"))
+    with pytest.raises(DataError, match=r"img_emb_00\.npy has 6 numbers a row, .*img_emb_01\.npy has 5"):
+        imported(tmp_path / "cache", theirs, name="m", root=tmp_path / "images")
+    middle.write_bytes(b"")
+    with pytest.raises(DataError, match=r"img_emb_01\.npy cannot be read"):
+        imported(tmp_path / "cache", theirs, name="m", root=tmp_path / "images")
+    middle.unlink()
+    with pytest.raises(DataError, match=r"metadata_1\.parquet has no partner in .*img_emb"):
+        imported(tmp_path / "cache", theirs, name="m", root=tmp_path / "images")
+    with pytest.raises(UsageError, match="holds no embeddings"):
+        imported(tmp_path / "cache", tmp_path / "images", name="m")
+    with pytest.raises(ValueError, match="which model made these embeddings"):
+        cache_import.Config(folder=theirs)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_import__of_files_side_by_side_finds_img2datasets_images_by_key(tmp_path):
+    shard = tmp_path / "theirs" / "00000"
+    write_images(shard, range(3))
+    for number in range(3):
+        (shard / f"{number:04d}.png").rename(shard / f"00000000{number}.jpg")
+    np.save(tmp_path / "theirs" / "0.npy", np.ones((3, 4), "float16"))
+    table = pd.DataFrame({"key": [f"00000000{number}" for number in range(3)], "caption": ["a", "b", None]})
+    table.to_parquet(tmp_path / "theirs" / "0.parquet")
+    done = imported(tmp_path / "cache", tmp_path / "theirs", name="m", root=tmp_path / "theirs", kind="image")
+    assert done.rows["added"].tolist() == [3]
+    texts = imported(tmp_path / "cache", tmp_path / "theirs", name="m", kind="text")
+    assert texts.rows["added"].tolist() == [2] and texts.failures["reason"].tolist() == ["the caption is blank"]
+
+
+def test_import__as_a_models_own_rows_only_where_some_computed_again_agree(tmp_path):
+    write_images(tmp_path / "images", range(6))
+    model = f"local-dir:{models.open_clip_vit(tmp_path / 'model')}"
+    encoder = load_encoder(model, device="cpu")
+    write_folder(tmp_path / "theirs", tmp_path / "images", dim=encoder.dim)
+    asked = {
+        "encoder_id": encoder.id,
+        "model": model,
+        "precision": "fp32",
+        "device": "cpu",
+        "root": tmp_path / "images",
+    }
+    with pytest.raises(UsageError, match=f"not the embeddings of {encoder.id}: row .* has a cosine of"):
+        imported(tmp_path / "cache", tmp_path / "theirs", **asked)
+    paths = sorted((tmp_path / "images").iterdir())
+    inputs = np.stack([encoder.preprocess(pixels.decode(path.read_bytes()))[0] for path in paths])
+    own = encoder.encode_pixels(inputs).numpy()
+    for name in ("img_emb_00", "img_emb_01"):
+        half = own[:3] if name.endswith("0") else own[3:]
+        scaled = half / np.linalg.norm(half, axis=1, keepdims=True) * 3
+        np.save(tmp_path / "theirs" / "img_emb" / f"{name}.npy", scaled.astype("float16"))
+    with pytest.raises(UsageError, match="are scaled"):
+        imported(tmp_path / "cache", tmp_path / "theirs", kind="image", **asked)
+    np.save(tmp_path / "theirs" / "img_emb" / "img_emb_00.npy", own[:3])
+    np.save(tmp_path / "theirs" / "img_emb" / "img_emb_01.npy", own[3:])
+    assert not (tmp_path / "cache").exists()
+    done = imported(tmp_path / "cache", tmp_path / "theirs", kind="image", **asked)
+    assert done.encoder == encoder.id and done.compared == 6 and done.least_cosine > 0.999
+    report = Cache(tmp_path / "cache").embed(small_cache.reopened(tmp_path / "images"), encoder, ["image"])
+    assert report.computed["image"] == 0, "the rows are found as the model's own"
+    with pytest.raises(UsageError, match=r"is .*, not 'another'"):
+        imported(tmp_path / "cache", tmp_path / "theirs", kind="image", **{**asked, "encoder_id": "another"})
