@@ -226,7 +226,10 @@ def import_rows(
     for pair, start, values, vectors in source.blocks():
         done.rows += len(values)
         kept, keys = _with_keys(source, pair, start, values, done)
-        half, reasons = to_half(np.asarray(vectors[kept], np.float32))
+        half = np.empty((0, source.dim), np.float16)
+        reasons: dict[int, str] = {}
+        if kept:
+            half, reasons = to_half(np.asarray(vectors[kept], np.float32))
         reasons |= {int(row): "the embedding is all zeros" for row in np.flatnonzero(~half.any(axis=1))}
         for row, reason in reasons.items():
             done.fail(_name(pair, start + kept[row], values[kept[row]]), reason)
