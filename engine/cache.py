@@ -26,6 +26,7 @@ from engine.extract import EncoderLike
 from engine.features import Features, StoredRows, align, normalized
 from engine.keyed_array import KeyedArray
 from engine.keys import key_of_text
+from engine.last_use import mark_use
 from engine.plan import Plan, make_plan
 from engine.products import product_of
 from engine.row_buffer import Tally
@@ -116,6 +117,7 @@ class Cache:
                 + "; `fluoro embed` computes them"
             )
         self._arrays[kind, name] = KeyedArray.open(self.storage, kind, name)
+        mark_use(self.storage, kind, name)
         return self._arrays[kind, name]
 
     def encoders(self) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ A repair is `jobs.cache_repair`.
 
 from __future__ import annotations
 
-import os
+import datetime
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,17 +17,22 @@ import pandas as pd
 import pyarrow.parquet as parquet
 from pydantic import Field
 
+from engine.array_format import STORE
 from engine.array_verify import Damage
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
+from engine.keyed_array import KeyedArray
+from engine.last_use import last_use
 from engine.sample_table import table_name
 from engine.storage import LocalStorage, Storage, storage_of
+from engine.upkeep.removal import folder_bytes
 from engine.upkeep.verify import verify_cache
 from jobs import cache_repair
 from jobs.cache_repair import Repaired
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
 
+DAMAGED = "damaged: fluoro cache verify"
 DAMAGE_SHOWN = 20
 DAMAGE_COLUMNS = ("array", "part", "chunk", "rows", "problem")
 NEXT_STEP = (
@@ -68,7 +73,8 @@ class Listing:
     bytes : int
         On disk, all in all; elsewhere than in a folder that of the arrays' chunks alone.
     arrays : DataFrame
-        Columns kind, name, rows, row, dtype, bytes (on disk), model (its name in the encoder's description).
+        Columns kind, name, rows, row, dtype, bytes (on disk), model (its name in the encoder's description), last use
+        (to the hour; reading and writing).
     datasets : DataFrame
         Columns name, samples, schema.
     indexes : list of str
@@ -97,16 +103,27 @@ def ls(config: ListConfig) -> Listing:
     """List the arrays, data sets and indexes of a cache."""
     cache = Cache(config.cache)
     storage, rows = cache.storage, []
-    is_local = isinstance(storage, LocalStorage)
+    folder = cache.path if isinstance(storage, LocalStorage) else None
     for kind, name in cache.arrays():
-        array = cache.array(kind, name)
-        form, described = array.form, array.form.description
-        shape = " x ".join(map(str, form.row_shape))
-        size = _size(array.folder) if is_local else form.bytes_of(len(array))
-        rows.append((kind, name, len(array), shape, str(form.dtype), size, described.get("name", "")))
-    arrays = pd.DataFrame(rows, columns=["kind", "name", "rows", "row", "dtype", "bytes", "model"])
-    size = _size(cache.path) if is_local else int(arrays["bytes"].sum())
+        used = last_use(folder, kind, name) if folder else None
+        size = folder_bytes(folder / STORE / kind / name) if folder else 0
+        try:
+            array = KeyedArray.open(storage, kind, name)  # not by the cache, for which that would be a use
+        except CacheError:
+            rows.append((kind, name, 0, "", "", size, DAMAGED, _moment(used)))
+            continue
+        form, shape = array.form, " x ".join(map(str, array.form.row_shape))
+        model = form.description.get("name", "")
+        size = size if folder else form.bytes_of(len(array))
+        rows.append((kind, name, len(array), shape, str(form.dtype), size, model, _moment(used)))
+    arrays = pd.DataFrame(rows, columns=["kind", "name", "rows", "row", "dtype", "bytes", "model", "last use"])
+    size = folder_bytes(folder) if folder else int(arrays["bytes"].sum())
     return Listing(cache.address, size, arrays, _datasets(storage), _stems(storage, "indexes", ".faiss"))
+
+
+def _moment(seconds: float | None) -> str:
+    """Return a time as people write it, "" where it is not known."""
+    return "" if seconds is None else datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 @dataclass(frozen=True)
@@ -208,14 +225,3 @@ def _datasets(storage: Storage) -> pd.DataFrame:
         schema = (table.schema.metadata or {}).get(b"fluoroscope.schema", b"").decode()
         rows.append((name, int(np.sum(table["in_last_scan"].to_numpy())), schema))
     return pd.DataFrame(rows, columns=["name", "samples", "schema"])
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name), follow_symlinks=False).st_size
-            except FileNotFoundError:
-                continue  # a temporary file that was renamed meanwhile
-    return total

@@ -42,7 +42,10 @@ def embed(**given: Any) -> dict[str, Any]:
 @verb("cache ls", "jobs.cache", config="ListConfig", run="ls")
 @options.cache
 def ls(**given: Any) -> dict[str, Any]:
-    """List what is cached: encoders, arrays, rows and bytes."""
+    """List what is cached: encoders, arrays, rows, bytes, when each was last used, data sets and indexes.
+
+    A use is a job that reads or writes the array, noted to the hour; on a cache that cannot be written it is not noted.
+    """
     return given
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import yaml
 from engine import array_format
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
+from jobs import cache as cache_verbs
 from jobs import cache_compact, cache_remove
 from jobs.cache_remove import ForgetConfig, RmConfig
 from jobs.figure_names import figure_stem
@@ -189,3 +192,29 @@ def test_forget__goes_through_cache_and_runs_and_is_then_done(cache, tmp_path):
         cache_remove.forget_samples(ForgetConfig(**asked, yes=True))
     with pytest.raises(ValueError, match="nobody to forget"):
         ForgetConfig(cache=cache, dataset="fake")
+
+
+# -- Listing ---------------------------------------------------------------------------------------------------------
+
+
+def test_ls__tells_when_each_array_was_last_used_and_which_is_damaged(cache):
+    opened = datetime.datetime(2020, 1, 2, 3, 4).timestamp()
+    for path in [*cache.rglob("*.used"), *(cache / "arrays.zarr").glob("*/*/key")]:
+        os.utime(path, (opened, opened))
+    assert set(listed(cache)["last use"]) == {"2020-01-02 03:04"}, "looking is no use"
+    Cache(cache).array("image", FIRST)
+    used = listed(cache).set_index("name").loc[FIRST].set_index("kind")["last use"]
+    now = datetime.datetime.now().strftime("%Y-%m-%d")
+    assert used["image"].startswith(now) and used["text"] == "2020-01-02 03:04"
+    mark = next((cache / "locks" / "image").glob(f"{FIRST}.used"))
+    recent = time.time() - 1800
+    os.utime(mark, (recent, recent))
+    Cache(cache).array("image", FIRST)
+    assert mark.stat().st_mtime == pytest.approx(recent), "at most once an hour"
+    path = cache / "arrays.zarr" / "text" / FIRST / "key" / "c.0.0"
+    with small_cache.changed(path, path.read_bytes()[:-1]):
+        assert "damaged: fluoro cache verify" in listed(cache)["model"].tolist()
+
+
+def listed(cache: Path) -> pd.DataFrame:
+    return cache_verbs.ls(cache_verbs.ListConfig(cache=cache)).arrays

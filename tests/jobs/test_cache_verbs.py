@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -154,7 +155,7 @@ def test_index__on_disk_answers_as_the_one_made_for_a_search_and_says_when_it_is
     with pytest.raises(CacheError, match=r"no index .*fluoro index"):
         found(folder, model, cache, text=["effusion"], how="hnsw")
     built = index.run(index.Config(cache=cache))
-    assert built.rows == 12 and built.path.exists() and "exact index over 12 image rows" in next(built.lines())
+    assert built.rows == 12 and Path(built.path).exists() and "exact index over 12 image rows" in next(built.lines())
     index.run(index.Config(cache=cache, encoder=built.encoder, how="hnsw"))
     for how in ("exact", "hnsw"):
         assert ids_of(found(folder, model, cache, text=["effusion"], k=5, how=how).answers[0]) == ids_of(
@@ -220,7 +221,7 @@ def test_repair__prints_the_commands_or_computes_exactly_the_damaged_rows(tmp_pa
     arrays = {kind: Cache(cache).array(kind, cached[1].encoder) for kind in ("image", "text")}
     whole = {kind: dict(zip(map(bytes, array.keys), array.read_all().tolist(), strict=True))
              for kind, array in arrays.items()}  # fmt: skip
-    for kind, array in arrays.items():
+    for array in arrays.values():
         path = array.folder / "embedding" / "c.0.0"
         content = bytearray(path.read_bytes())
         content[1 * 64 + 3] ^= 16
