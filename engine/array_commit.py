@@ -84,7 +84,6 @@ def commit_rows(
             # Computed here, while the files before are on their way to the disk.
             checks[some] = row_checks(keys[some], payload[some])
             yield chunk_file(form.payload, payload, *place)
-        for place in places:
             yield chunk_file(CHECK, checks, *place)
 
     rows = count + len(keys)

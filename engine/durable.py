@@ -11,7 +11,7 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -51,8 +51,8 @@ def write_whole(path: Path, parts: Iterable[bytes | np.ndarray], scratch: Path) 
 def write_in_steps(steps: Iterable[Iterable[NewFile]], scratch: Path, lazily: Iterable[NewFile] = ()) -> None:
     """Put files in place as `write_whole` does, in their order; those of one step are durable before the next appears.
 
-    Some files are written and synced ahead, beside one another: one sync after the other would wait for the disk each
-    time, and leave it idle in between.
+    Files of all steps are written and synced beside one another, whatever their order: one sync after the other would
+    wait for the disk each time, and leave it idle in between.
 
     Parameters
     ----------
@@ -68,36 +68,49 @@ def write_in_steps(steps: Iterable[Iterable[NewFile]], scratch: Path, lazily: It
     CacheError
         As `write_whole`; the files before the one that failed are in place, those after it are not.
     """
-    waiting: deque[tuple[int, Path, Future[Path]]] = deque()
-    current, folders = 0, dict[Path, None]()
+    streams = [*steps, lazily]
+    waiting = [deque[tuple[Path, Future[Path]]]() for _ in streams]
+    running: deque[Future[Path]] = deque()
+    folders = dict[Path, None]()
 
-    def place_first() -> None:
-        nonlocal current
-        step, path, written = waiting.popleft()
-        temporary = written.result()
-        if step != current:
-            _sync_all(folders)
-            current = step
-        _place(temporary, path)
+    def place_first(files: deque[tuple[Path, Future[Path]]]) -> None:
+        path, written = files[0]
+        _place(written.result(), path)
+        files.popleft()
         folders[path.parent] = None
 
     # Made anew each time: threads do not survive a fork, and starting some costs less than one sync.
     with ThreadPoolExecutor(WRITERS, "writing") as pool:
         try:
-            for step, files in enumerate(itertools.chain(steps, [lazily])):
-                for path, parts in files:
-                    waiting.append((step, path, pool.submit(_written, path, parts, scratch)))
-                    if len(waiting) > WRITERS:
-                        place_first()
-            last = step
-            while waiting:
-                place_first()
+            for step, (path, parts) in _in_turns(streams):
+                running.append(pool.submit(_written, path, parts, scratch))
+                waiting[step].append((path, running[-1]))
+                if len(running) > WRITERS:
+                    running.popleft().result()
+                while waiting[0] and waiting[0][0][1].done():
+                    place_first(waiting[0])
+            for files in waiting[:-1]:
+                while files:
+                    place_first(files)
+                _sync_all(folders)
+            while waiting[-1]:
+                place_first(waiting[-1])
         finally:
-            for _, _, written in waiting:
+            for _, written in itertools.chain(*waiting):
                 if not written.cancel() and written.exception() is None:
                     written.result().unlink(missing_ok=True)
-    if current < last:
-        _sync_all(folders)
+
+
+def _in_turns(streams: Iterable[Iterable[NewFile]]) -> Iterator[tuple[int, NewFile]]:
+    """Yield the files of several streams one from each in turn, with the stream's number."""
+    left = list(enumerate(map(iter, streams)))
+    while left:
+        for number, stream in list(left):
+            file = next(stream, None)
+            if file is None:
+                left.remove((number, stream))
+            else:
+                yield number, file
 
 
 def _sync_all(folders: dict[Path, None]) -> None:
