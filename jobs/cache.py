@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,12 +132,15 @@ class Verified:
 
     Parameters
     ----------
+    cache : Path
     arrays, rows : int
     bytes : int
         Payload read.
     seconds : float
     damage : DataFrame
         Columns array, part, chunk, rows, problem.
+    next_step : str
+        What to do about it.
     """
 
     cache: Path
@@ -146,14 +149,35 @@ class Verified:
     bytes: int
     seconds: float
     damage: pd.DataFrame = field(compare=False)
+    next_step: str = ""
+
+    @property
+    def exit_status(self) -> int:
+        """1 where there is damage."""
+        return 1 if len(self.damage) else 0
 
     def lines(self) -> Iterator[str]:
-        """Return what was checked."""
+        """Return what was checked and found."""
         rate = spoken_rate(self.bytes / max(self.seconds, 1e-6) / 2**20)
         yield (
             f"{self.arrays} arrays, {self.rows:,} rows, {spoken_bytes(self.bytes)} checked in "
             f"{spoken_time(self.seconds)} ({rate} MB/s): {len(self.damage) or 'no'} damage"
         )
+        if len(self.damage):
+            yield f"{len(self.damage)} places of the cache {self.cache} are damaged:"
+            for row in self.damage.head(DAMAGE_SHOWN).to_dict("records"):
+                yield f"  {_sentence(Damage(**row))}"
+            if len(self.damage) > DAMAGE_SHOWN:
+                yield f"  and {len(self.damage) - DAMAGE_SHOWN:,} more (--json lists all)"
+            yield self.next_step
+
+
+class DamagedCache(CacheError):
+    """A cache in which damage was found; `result` says all of it."""
+
+    def __init__(self, result: Verified) -> None:
+        super().__init__("\n".join(list(result.lines())[1:]))
+        self.result = result
 
 
 def check(config: VerifyConfig, *, progress: Progress | None = None) -> Verified:
@@ -164,7 +188,8 @@ def check(config: VerifyConfig, *, progress: Progress | None = None) -> Verified
     with progress.step("verify", unit="arrays") as step:
         found = verify_cache(folder, lambda name, done, total: step.update(done, total))
     table = pd.DataFrame([item.as_dict() for item in found.damage], columns=list(DAMAGE_COLUMNS))
-    return Verified(folder, found.arrays, found.rows, found.bytes, time.perf_counter() - start, table)
+    seconds = time.perf_counter() - start
+    return Verified(folder, found.arrays, found.rows, found.bytes, seconds, table, NEXT_STEP if len(table) else "")
 
 
 def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verified | Repaired:
@@ -174,7 +199,7 @@ def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verifie
     ------
     UsageError
         A data set or a model is named without what else recomputing needs.
-    CacheError
+    DamagedCache
         There is damage (left): named by array, chunk and rows.
     """
     progress = progress or Progress()
@@ -183,25 +208,24 @@ def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verifie
         if named:
             raise UsageError(f"--{named[0]} says from what damaged rows are computed again; add --repair")
         result = check(config, progress=progress)
-        _refuse(result, NEXT_STEP)
+        if len(result.damage):
+            raise DamagedCache(result)
         return result
     repaired = cache_repair.repair(config, storage_of(config.cache).local_folder(), progress=progress)
-    said = "\n".join(["Everything else is repaired.", *repaired.lines(), LOST])
-    _refuse(check(config, progress=progress), said)
+    left = check(config, progress=progress)
+    if len(left.damage):
+        raise DamagedCache(
+            replace(left, next_step="\n".join(["Everything else is repaired.", *repaired.lines(), LOST]))
+        )
     return repaired
 
 
-def _refuse(result: Verified, next_step: str) -> None:
-    """Raise where there is damage."""
-    if not len(result.damage):
-        return
-    shown = [_sentence(Damage(**row)) for row in result.damage.head(DAMAGE_SHOWN).to_dict("records")]
-    more = len(result.damage) - DAMAGE_SHOWN
-    raise CacheError(
-        f"{len(result.damage)} places of the cache {result.cache} are damaged:\n  "
-        + "\n  ".join([*shown, *([f"and {more:,} more"] if more > 0 else [])])
-        + f"\n{next_step}"
-    )
+def tell(config: VerifyConfig, *, progress: Progress | None = None) -> Verified | Repaired:
+    """Do what `verify` does, and return damage as a result with exit status 1, so that --json lists it."""
+    try:
+        return verify(config, progress=progress)
+    except DamagedCache as error:
+        return error.result
 
 
 def _sentence(damage: Damage) -> str:

@@ -106,11 +106,11 @@ def repair(config: VerifyConfig, cache: Path, *, progress: Progress) -> Repaired
     with progress.step("repair"):
         done = repair_cache(cache, told, _keys_of(sources, cache) if sources else None)
     recomputed, failures = _recompute(done.arrays, sources, runs, cache, progress) if sources else ({}, None)
-    rows = [
-        (_label(array), array.rows, array.rescued, len(array.dropped), array.unnamed, recomputed.get(_label(array), 0))
-        for array in done.arrays
-        if not array.lost
-    ]
+    rows = []
+    for array in done.arrays:
+        count = recomputed.get(_label(array), 0)
+        if not array.lost:
+            rows.append((_label(array), array.rows + count, array.rescued, len(array.dropped), array.unnamed, count))
     table = pd.DataFrame(rows, columns=COLUMNS)
     commands = [*_embed_commands(done.arrays, recomputed, runs, cache), *_index_commands(done.indexes, cache)]
     found = Repaired(cache, table, done.tables, done.indexes, commands)

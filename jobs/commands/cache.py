@@ -49,7 +49,7 @@ def ls(**given: Any) -> dict[str, Any]:
     return given
 
 
-@verb("cache verify", "jobs.cache", config="VerifyConfig", run="verify")
+@verb("cache verify", "jobs.cache", config="VerifyConfig", run="tell")
 @options.cache
 @click.option("--repair", is_flag=True, default=None, help="Drop damaged rows, and only those; mend metadata.")
 @click.option("--dataset", metavar="DATASET", help="With --repair: compute its dropped rows again, with --model.")

@@ -28,7 +28,7 @@ def show(result: Any, as_json: bool) -> int:
         _show_text(result)
     if failures:
         _show_failures(result, failures)
-    return DONE_WITH_FAILURES if failures else DONE
+    return DONE_WITH_FAILURES if failures else getattr(result, "exit_status", DONE)
 
 
 def failed_samples(result: Any) -> int:

@@ -21,6 +21,7 @@ from engine.errors import CacheError, UsageError
 from jobs import cache as cache_verbs
 from jobs import cache_compact, cache_remove
 from jobs.cache_remove import ForgetConfig, RmConfig
+from jobs.cli import run
 from jobs.figure_names import figure_stem
 from jobs.plain import plain
 from jobs.run_forgetting import Names, clean_runs
@@ -34,6 +35,22 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     small_cache.fill(tmp_path / "cache", small_cache.write_dataset(tmp_path / "images", 8))
     return tmp_path / "cache"
+
+
+# -- Verifying -------------------------------------------------------------------------------------------------------
+
+
+def test_verify__on_the_command_line_lists_damage_as_json_with_status_1(cache, capsys):
+    path = cache / "arrays.zarr" / "image" / FIRST / "check" / "c.0"
+    assert run(["cache", "verify", "--cache", str(cache), "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["damage"] == []
+    path.write_bytes(small_cache.flipped(path.read_bytes(), 3 * 8, 1))
+    assert run(["cache", "verify", "--cache", str(cache), "--json", "-q"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["damage"] == [{"array": f"image/{FIRST}", "part": "embedding", "chunk": 0, "rows": "3",
+                                "problem": "1 rows do not match their checks over key and payload"}]  # fmt: skip
+    assert run(["cache", "verify", "--cache", str(cache), "-q"]) == 1
+    assert "chunk 0, rows 3: 1 rows do not match" in capsys.readouterr().out
 
 
 # -- Removing --------------------------------------------------------------------------------------------------------

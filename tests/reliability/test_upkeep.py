@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,19 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from engine import array_format, folder_swap
+from engine import array_format, durable, folder_swap
+from engine.array_verify import verify_array
 from engine.cache import Cache
 from engine.dataset import Dataset
-from engine.errors import UsageError
+from engine.errors import CacheError, UsageError
 from engine.keyed_array import KeyedArray
-from engine.upkeep.compact import compact_cache
+from engine.upkeep.compact import compact_array, compact_cache
 from engine.upkeep.forget import forget, plan_forgetting
 from engine.upkeep.removal import parts_of, remove_parts
 from engine.upkeep.repair import repair_cache
 from engine.upkeep.usage import sample_tables
 from engine.upkeep.verify import verify_cache
+from tests.engine.test_keyed_array import keys_of, rows_of
 from tests.reliability import small_cache
-from tests.reliability.killing import Payloads, killed_at, reader_beside
+from tests.reliability.killing import FORK, Payloads, killed_at, reader_beside
 from tests.reliability.small_cache import rows_by_key
 
 QUICK, FULL = 9, pytest.param(1, marks=pytest.mark.slow)
@@ -237,3 +240,52 @@ def test_forgetting_keeps_and_names_what_others_have_too(whole, tmp_path):
         plan_forgetting(cache, "fake", groups=["p99"])
     with pytest.raises(UsageError, match=r"no sample table of the data set 'other'; it has those of fake .*twin"):
         plan_forgetting(cache, "other", groups=["p0"])
+
+
+def _append(cache: Path, numbers: range) -> None:
+    array = KeyedArray.open(cache, "image", "enc")
+    for start in range(0, len(numbers), 5):
+        some = np.array(numbers[start : start + 5])
+        array.append(keys_of(some), rows_of(some))
+
+
+def test_compaction_beside_writers_and_a_reader_loses_no_row_that_they_add(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_format, "CHUNK_BYTES", small_cache.CHUNK_BYTES)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    KeyedArray.create(tmp_path, "image", "enc", (12,), {})
+    numbers = np.arange(600)
+    expected = {key.tobytes(): row.tobytes() for key, row in zip(keys_of(numbers), rows_of(numbers), strict=True)}
+    wanted = keys_of(numbers[::2])
+    writers = [FORK.Process(target=_append, args=(tmp_path, part)) for part in (range(300), range(200, 600))]
+    compactions = 0
+    with reader_beside(tmp_path, {("image", "enc"): expected}):
+        for writer in writers:
+            writer.start()
+        while any(writer.is_alive() for writer in writers):
+            compactions += compact_array(tmp_path, "image", "enc", wanted) is not None
+            assert verify_array(tmp_path, "image", "enc")[1] == [], "what writers are at is no damage"
+    assert [writer.exitcode for writer in writers] == [0, 0] and compactions > 3
+    compact_array(tmp_path, "image", "enc", wanted)
+    assert rows_by_key(tmp_path)["image", "enc"] == {key.tobytes(): expected[key.tobytes()] for key in wanted}
+    assert verify_cache(tmp_path).damage == []
+
+
+def test_compaction_on_a_full_disk_says_so_and_leaves_everything_as_it_was(whole, tmp_path, monkeypatch):
+    cache = copied(whole.cache, tmp_path / "cache")
+    forget_table(cache, whole.fewer)
+    before = rows_by_key(cache)
+    written = 0
+
+    def fill_up(file: Any, buffer: memoryview) -> None:
+        nonlocal written
+        written += 1
+        if written > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.write(buffer)
+
+    monkeypatch.setattr(durable, "_write_all", fill_up)
+    with pytest.raises(CacheError, match="no space left while writing"):
+        compact_cache(cache, unused=True)
+    monkeypatch.undo()
+    assert rows_by_key(cache) == before and verify_cache(cache).damage == []
+    assert not [path for path in (cache / "tmp").rglob("*") if path.is_file()], "the space is free again"
