@@ -137,12 +137,10 @@ def storage_of(cache: str | os.PathLike[str] | Storage) -> Storage:
     """
     if not isinstance(cache, str | os.PathLike):
         return cache
-    text = os.fspath(cache)
-    if text.startswith("file://") and "::" not in text:
-        return LocalStorage(Path(text.removeprefix("file://")))
-    from engine import remote_storage
+    from engine import remote_files, remote_storage
 
-    if "://" in text or (remote_storage.is_archive(text) and Path(text).expanduser().is_file()):
+    text = remote_files.local_path(os.fspath(cache))
+    if remote_files.is_url(text) or (remote_storage.is_archive(text) and Path(text).expanduser().is_file()):
         return remote_storage.RemoteStorage(text)
     return LocalStorage(Path(text).expanduser())
 
