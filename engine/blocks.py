@@ -8,6 +8,7 @@ another job had it too, is stored once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,18 +83,29 @@ def ordered(products: Sequence[Product]) -> tuple[Product, ...]:
     return tuple(sorted(products, key=lambda product: COMMIT_ORDER.index(product.kind)))
 
 
-def compute_block(work: Work, encoder: EncoderLike, block: Block) -> Computed:
-    """Compute and store one block in this process."""
+class _Stopped(Exception):
+    """Somebody has asked to stop."""
+
+
+def compute_block(
+    work: Work, encoder: EncoderLike, block: Block, *, stopped: Callable[[], bool] = lambda: False
+) -> Computed:
+    """Compute and store one block in this process, or as many of its batches as it takes to be `stopped`."""
     done = Computed(Tally({product.what: 0 for product in work.products}))
 
     def learn(decoded: Decoded) -> None:
         if decoded.key is not None and decoded.read_at:
             done.learned.append((decoded.work.position, decoded.key, decoded.fingerprint, decoded.read_at))
 
-    if block.images:
-        compute_images(work, encoder, block.images, len(block.images), done.tally, learn)
-    if block.texts:
-        compute_texts(work, encoder, block.texts, len(block.texts), done.tally)
+    def heed(name: str, so_far: int, total: int) -> None:
+        if stopped():
+            raise _Stopped
+
+    with suppress(_Stopped):
+        if block.images:
+            compute_images(work, encoder, block.images, len(block.images), done.tally, learn, progress=heed)
+        if block.texts:
+            compute_texts(work, encoder, block.texts, len(block.texts), done.tally, progress=heed)
     return done
 
 

@@ -1,11 +1,13 @@
 """Extraction past one process: blocks of rows as tasks of Dask distributed.
 
-Comes in: a job's `Work` and its blocks. Goes out: what became of each block, as they finish. Workers commit to the cache
-themselves, block by block, under the same short lock as everybody; the driver sees keys and tallies only, never a row.
+Comes in: a job's `Work` and its blocks. Goes out: what became of each block, as they finish. Workers commit to the
+cache themselves, block by block, under the same short lock as everybody; the driver sees keys and tallies, never a row.
 
 - A worker that is killed costs the rows of its block that it had not committed: the task runs again elsewhere, and what
   is stored is not computed twice.
-- A worker loads the encoder once, and must get the id that the driver has: other weights on another machine are an error.
+- Ctrl-C reaches the driver alone. After it, or an error, each worker finishes its batch in hand and stores what it has
+  computed; then the driver goes on its way. A scheduler that dies, or all workers for good, end the job.
+- A worker loads the encoder once, and must get the id that the driver has: other weights elsewhere are an error.
 - One GPU a worker: dask-cuda's cluster where it is installed, else the workers share the devices out by their number.
 - A cluster that is started here listens on the loopback interface alone.
 """
@@ -14,10 +16,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing import resource_tracker
+from typing import Any, TypeVar
 
 from engine.blocks import Block, Computed, Work, compute_block
 from engine.errors import FluoroscopeError, UsageError
@@ -33,6 +41,13 @@ BLOCKS_A_WORKER = 4
 # Blocks handed out a worker: one to compute, one to go on with.
 WAITING_A_WORKER = 2
 SECONDS_TO_CONNECT = 30
+# Workers come back, restarted by their nannies or by a batch system; not for ever.
+SECONDS_WITHOUT_WORKERS = 120
+SECONDS_BETWEEN_LOOKS = 2
+# A batch of a large model on few cores, and storing it.
+SECONDS_TO_STOP = 120
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -93,53 +108,92 @@ class Cluster:
         blocks: Iterator[Block],
         name: str,
         total: int,
+        take: Callable[[Computed], None],
         progress: Progress | None = None,
-    ) -> Iterator[Computed]:
-        """Yield what became of each block, in the order in which they finish.
+    ) -> None:
+        """Compute blocks.
+
+        Parameters
+        ----------
+        take : callable(computed)
+            Told what became of each block, in the order in which they finish; also of those that an error elsewhere or
+            Ctrl-C has cut short.
 
         Raises
         ------
         FluoroscopeError
-            A block's workers died again and again, or a worker's encoder is another one.
+            A block's workers died again and again, all workers or their scheduler are gone, or a worker's encoder is
+            another one.
         Exception
             What a part of the pipeline died of, from whichever worker.
         """
-        from distributed import as_completed
-
-        recipe = self._recipe or _recipe_of(encoder)
-        sizes: dict[str, int] = {}
+        recipe, job = self._recipe or _recipe_of(encoder), uuid.uuid4().hex
+        sizes: dict[Any, int] = {}
         done = 0
-        finished = as_completed(loop=self.client.loop)
 
         def submit() -> None:
             block = next(blocks, None)
             if block is not None:
-                future = self.client.submit(_run_block, work, recipe, block, pure=False)
-                sizes[future.key] = len(block)
-                finished.add(future)
+                sizes[self.client.submit(_run_block, work, recipe, block, job, pure=False)] = len(block)
 
         if progress is not None:
             progress(name, 0, total)
         try:
             for _ in range(WAITING_A_WORKER * self.workers):
                 submit()
-            for future in finished:
-                computed = self._result(future)
-                submit()
-                done += sizes.pop(future.key)
-                if progress is not None:
-                    progress(name, done, total)
-                yield computed
-        finally:
-            with suppress(Exception):  # the scheduler may be gone
-                self.client.cancel(list(finished.futures), force=True)
+            while sizes:
+                for future in self._ready(list(sizes)):
+                    computed = self._result(future)
+                    submit()
+                    done += sizes.pop(future)
+                    take(computed)
+                    if progress is not None:
+                        progress(name, done, total)
+        except BaseException:
+            self._wind_up(job, list(sizes), take)
+            raise
+
+    def _ready(self, futures: list[Any]) -> list[Any]:
+        """Wait until some blocks are finished, and return them; FluoroscopeError where nobody is left to compute."""
+        from distributed import CancelledError, wait
+
+        last_seen = time.monotonic()
+        while time.monotonic() - last_seen < SECONDS_WITHOUT_WORKERS:
+            with suppress(TimeoutError, CancelledError), self.client.as_current():
+                wait(futures, SECONDS_BETWEEN_LOOKS, "FIRST_COMPLETED")
+            ready = [future for future in futures if future.status != "pending"]
+            if ready:
+                return ready
+            if self.client.status != "running":
+                break
+            if self.client.scheduler_info(n_workers=-1)["workers"]:
+                last_seen = time.monotonic()
+        raise FluoroscopeError(
+            "the cluster has lost its scheduler or all of its workers; what they had committed is stored, and the same "
+            "command goes on from there"
+        )
+
+    def _wind_up(self, job: str, futures: list[Any], take: Callable[[Computed], None]) -> None:
+        """Have the workers store what they have computed of their blocks, and give back the others."""
+        deadline = time.monotonic() + SECONDS_TO_STOP
+        with suppress(Exception):  # its own error is on its way, and the scheduler may be gone
+            self.client.run(_stop, job, on_error="ignore")
+            for future in futures:
+                with suppress(Exception):
+                    take(future.result(timeout=max(deadline - time.monotonic(), 0)))
+            self.client.cancel(futures, force=True)
 
     @staticmethod
     def _result(future: Any) -> Computed:
-        from distributed import KilledWorker
+        from distributed import CancelledError, KilledWorker
 
         try:
             return future.result()
+        except CancelledError as error:
+            raise FluoroscopeError(
+                f"the cluster has given up a block of rows ({error}): its scheduler is gone, or somebody has cancelled "
+                "it; what was committed is stored, and the same command goes on from there"
+            ) from error
         except KilledWorker as error:
             raise FluoroscopeError(
                 f"a block of rows was given up: {error}; what else was computed is stored. The workers' memory or a "
@@ -181,12 +235,18 @@ def start_cluster(
                 "with `dask worker`"
             ) from error
         with client:
+            try:
+                client.wait_for_workers(1, SECONDS_TO_CONNECT)
+            except TimeoutError as error:
+                raise UsageError(
+                    f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker {scheduler}`"
+                ) from error
             yield Cluster(client)
         return
     if workers is None or workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
     own = threads or max(1, usable_cores() // workers)
-    with _local_cluster(workers, own) as local, Client(local, set_as_default=False) as client:
+    with _out_of_reach(lambda: _local_cluster(workers, own)) as local, Client(local, set_as_default=False) as client:
         yield Cluster(client)
 
 
@@ -217,6 +277,26 @@ def _local_cluster(workers: int, threads: int) -> Any:
         return LocalCluster(**options, processes=True, memory_limit=0)
 
 
+def _out_of_reach(make: Callable[[], Made]) -> Made:
+    """Return what `make` returns, having called it in a thread to which Ctrl-C is not delivered.
+
+    Threads and processes that it starts inherit that. A terminal sends Ctrl-C to all processes of a job, and workers
+    that it reached would die with what they have computed.
+    """
+    made: Future[Made] = Future()
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+
+    resource_tracker.ensure_running()  # which else would be started, and open the way, from that thread
+    threading.Thread(target=run, name="start workers", daemon=True).start()
+    return made.result()
+
+
 def _has_cuda() -> bool:
     import torch
 
@@ -231,11 +311,14 @@ def _recipe_of(encoder: EncoderLike) -> EncoderRecipe:
     return EncoderRecipe(source, precision, encoder.preprocess.decoder, device)
 
 
-def _run_block(work: Work, recipe: Callable[[int], EncoderLike], block: Block) -> Computed:
+def _run_block(work: Work, recipe: Callable[[int], EncoderLike], block: Block, job: str) -> Computed:
     """Compute one block in a worker, whose encoder is loaded once."""
     from distributed import get_worker
 
     worker = get_worker()
+    stopped = _stopped_jobs(worker)
+    if job in stopped:
+        return Computed()
     encoders: dict[Any, EncoderLike] = worker.__dict__.setdefault("fluoroscope_encoders", {})
     if work.encoder_id not in encoders:
         digits = "".join(letter for letter in str(worker.name) if letter.isdigit())
@@ -246,4 +329,14 @@ def _run_block(work: Work, recipe: Callable[[int], EncoderLike], block: Block) -
                 "files differ between the machines"
             )
         encoders[work.encoder_id] = loaded
-    return compute_block(work, encoders[work.encoder_id], block)
+    return compute_block(work, encoders[work.encoder_id], block, stopped=lambda: job in stopped)
+
+
+def _stop(job: str, dask_worker: Any = None) -> None:
+    """Have a worker compute no further batch of a job."""
+    _stopped_jobs(dask_worker).add(job)
+
+
+def _stopped_jobs(worker: Any) -> set[str]:
+    stopped: set[str] = worker.__dict__.setdefault("fluoroscope_stopped", set())
+    return stopped

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine import blocks, extract
-from engine.blocks import Block, Work
+from engine.blocks import Block, Computed, Work
 from engine.cluster import Cluster
 from engine.dataset import Dataset
 from engine.decoding import Decoded, ImageWork
@@ -193,11 +193,14 @@ class _Job:
             return
         rows = self._cluster.block_rows(total, work.plan.batch_size)
         parts = (Block(images=part) for part in _parts(images, rows))
-        for computed in self._cluster.compute(work, self._encoder, parts, "embed images", total, self._progress):
+
+        def take(computed: Computed) -> None:
             self._tally.include(computed.tally)
             for learned in computed.learned:
                 scan.learn(*learned)
             save()
+
+        self._cluster.compute(work, self._encoder, parts, "embed images", total, take, self._progress)
 
     def _table_saver(self, scan: Scan) -> Callable[[], None]:
         """Return what saves the sample table now and then, so that a killed first run need not read all again."""
@@ -227,16 +230,23 @@ class _Job:
         texts = (
             text for _, some in in_blocks(names_of(self._dataset, "text").take(pa.array(wanted))) for text in some
         )
-        if not len(wanted):
-            return []
-        if self._cluster is None:
-            blocks.compute_texts(work, self._encoder, texts, len(wanted), self._tally, progress=self._progress)
-        else:
-            rows = self._cluster.block_rows(len(wanted), extract.TEXTS_AT_ONCE)
-            parts = (Block(texts=part) for part in _parts(texts, rows))
-            for done in self._cluster.compute(work, self._encoder, parts, "embed texts", len(wanted), self._progress):
-                self._tally.include(done.tally)
+        if len(wanted):
+            self._compute_texts(work, texts, len(wanted))
+        for buffer in work.buffers().values():
+            buffer.finish()
         return self._failed_contents(keys, there)
+
+    def _compute_texts(self, work: Work, texts: Iterator[str], total: int) -> None:
+        if self._cluster is None:
+            blocks.compute_texts(work, self._encoder, texts, total, self._tally, progress=self._progress)
+            return
+        rows = self._cluster.block_rows(total, extract.TEXTS_AT_ONCE)
+        parts = (Block(texts=part) for part in _parts(texts, rows))
+
+        def take(computed: Computed) -> None:
+            self._tally.include(computed.tally)
+
+        self._cluster.compute(work, self._encoder, parts, "embed texts", total, take, self._progress)
 
     def _check_storage(self, work: Work, wanted: int, *, rows_lack: bool) -> None:
         """Raise CacheError before anything is computed that could not be stored."""

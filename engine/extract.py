@@ -96,7 +96,7 @@ def extract_images(
             whole = encoding.take(decoded, learned)
             if whole:
                 store.when_due()
-            if whole or done % runner.batch_size == 0:
+            if done < total and (whole or done % runner.batch_size == 0):
                 told("embed images", done, total)
         encoding.finish()
         told("embed images", total, total)
