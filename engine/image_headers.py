@@ -145,17 +145,16 @@ def _coding_styles(content: bytes, position: int) -> Iterator[bytes]:
     Behind it stand the code blocks' exponents (less 2), style and transform, and the precincts' exponents if given.
     """
     part_end = len(content)
-    part_start = position
     while position + 4 <= len(content) and content[position] == 0xFF:
         code, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
         if code == 0x93:  # the packets of this part; the next part's header stands behind them
-            if part_end <= part_start:
+            if part_end <= position:  # a part's length that lies would lead back, and round for ever
                 return
             position = part_end
             continue
         if code == 0x90:
             told = int.from_bytes(content[position + 6 : position + 10], "big")
-            part_start, part_end = position, position + told if told else len(content)
+            part_end = position + told if told else len(content)
         segment = content[position + 4 : position + 2 + length]
         if code == 0x52 and len(segment) >= 10:
             yield segment[5:10] + (segment[10:] if segment[0] & 1 else b"")

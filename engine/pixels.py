@@ -211,6 +211,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         return _from_deep_grey(image)
     if image.mode == "F":
         raise ImageError("the image has floating-point samples, whose range no file tells; convert it to 8 or 16 bits")
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ImageError("the image has no palette, which says what its colours are; save it again")
     if image.has_transparency_data:
         return _over_black(image)
     if image.mode in ("L", "RGB"):
@@ -241,9 +243,13 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
             f"grey samples from {low} to {high} do not fit unsigned {bits} bits, so their full range is not known; "
             "convert the image to 8 or 16 bits"
         )
-    # Each of the possible values is mapped once: wider numbers for every pixel would take eight times the memory.
-    eight = ((np.arange(full + 1) * 255 + full // 2) // full).astype(np.uint8)
-    return Image.fromarray(np.take(255 - eight if white_is_zero else eight, samples))
+    # In place and in 32 bits, which hold 65,535 * 255: an image may be large, and several are decoded at a time.
+    eight = samples.astype(np.uint32)
+    eight *= 255
+    eight += full // 2
+    eight //= full
+    grey = eight.astype(np.uint8)
+    return Image.fromarray(255 - grey if white_is_zero else grey)
 
 
 def _portable_pixels(image: Image.Image, content: bytes) -> Image.Image | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -168,6 +169,38 @@ def test_decode__thirty_two_bit_integers_of_sixteen_bit_range():
     np.testing.assert_array_equal(np.asarray(decode(content)), np.floor(values / 257 + 0.5))
     pgm = b"P5 3 1 4095\n" + struct.pack(">3H", 0, 2048, 4095)
     np.testing.assert_array_equal(np.asarray(decode(pgm)), [[0, 128, 255]])
+
+
+@pytest.mark.parametrize("greatest", [1, 9, 100, 254, 256, 1023, 4095, 65534])
+@pytest.mark.parametrize(("magic", "bands"), [(b"P5", 1), (b"P6", 3)])
+def test_decode__portable_maps_of_any_maximum_are_pillows_own(magic, bands, greatest):
+    values = np.random.default_rng(1).integers(0, greatest + 1, 20 * 15 * bands)
+    pixels = values.astype(np.uint8 if greatest < 256 else ">u2").tobytes()
+    content = magic + b" # a comment\n20 15 %d\n" % greatest + pixels
+    theirs = Image.open(io.BytesIO(content))
+    expected = np.asarray(theirs).astype(np.int64)
+    if theirs.mode == "I":
+        expected = (expected * 255 + 32767) // 65535
+    np.testing.assert_array_equal(np.asarray(decode(content)), expected)
+    with pytest.raises(ImageError, match=r"of .* bytes of pixels"):
+        decode(content[:-1])
+
+
+def test_decode__palette_indices_without_a_palette_are_refused():
+    content = encoded(Image.fromarray(smooth(20, 30)).quantize(16))
+    start = content.index(b"PLTE") - 4
+    without = content[:start] + content[start + 12 + int.from_bytes(content[start : start + 4], "big") :]
+    with pytest.raises(ImageError, match="has no palette"):
+        decode(without)
+
+
+def test_decode__deep_grey_takes_a_few_bytes_a_pixel():
+    content = encoded(Image.fromarray(np.zeros((2000, 2000), np.uint16)))
+    tracemalloc.start()
+    decode(content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2000 * 2000
 
 
 def test_decode__tiff_bits_per_sample_and_white_is_zero():
