@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparing import write_record
-from materials import write_grey_pngs, write_jpegs, write_model
+from materials import model_named, write_grey_pngs, write_jpegs
 from open_clip.transform import image_transform
 from PIL import Image
 from torchvision import transforms
@@ -127,8 +127,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write = write_jpegs if options.source == "jpeg" else write_grey_pngs
     images = folder / f"{options.source}-{options.images}"
     paths = write(images, options.images)
-    model = write_model(folder / options.model, options.model)
-    encoder = load_encoder(f"local-dir:{model}", device=options.device, precision=options.precision)
+    model = model_named(options.model, folder)
+    encoder = load_encoder(model, device=options.device, precision=options.precision)
     stages = Stages(encoder, paths, options.batch_size, options.compiled)
     same = all(
         np.array_equal(encoder.preprocess(pixels.decode(path.read_bytes()))[0], _three(stages.transformed(path)))
@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures |= {"rounds": rounds, "bit_equal_pixels": same, "batch_size": options.batch_size}
     figures |= _pixel_cache(images, folder, encoder, options, stages)
     if options.source == "jpeg":
-        figures |= _fast_decoder(paths, f"local-dir:{model}", encoder, stages, options)
+        figures |= _fast_decoder(paths, model, encoder, stages, options)
     return figures
 
 
@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", choices=["jpeg", "png"], default="jpeg")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--model", default="ViT-B-32", help="an architecture of open_clip's, or a model's name")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)

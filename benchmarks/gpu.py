@@ -4,8 +4,8 @@
 
 Extraction of ViT-B/16 and ViT-L/14 in bfloat16 from JPEG and from the pixel cache beside the limit of its slowest stage
 (`benchmarks/extraction.py`); exact search of 1,000 queries among 1,000,000 embeddings beside torch's own product and
-top-k; the demo study, with its probes, fine-tuning and heatmaps. A part that does not fit into the time is named and left
-out. `--write` stores the figures with the card's name.
+top-k; the demo study, with its probes, fine-tuning and heatmaps. A part that does not fit into the time is named and
+left out. `--write` stores the figures with the card's name.
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ def write_model(folder: Path, architecture: str = "ViT-B-32") -> Path:
     return folder
 
 
+def model_named(name: str, folder: Path) -> str:
+    """Return a model's name for fluoroscope: as it stands, or of a folder made for one of open_clip's architectures."""
+    return name if ":" in name or name == "phantom-clip" else f"local-dir:{write_model(folder / name, name)}"
+
+
 def _rough(generator: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
     frequencies = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
     amplitude = (frequencies + 1e-5) ** -0.6

@@ -33,7 +33,33 @@ def test_growth_prints_slopes_beside_numpy(tmp_path):
     assert "10,000" in text and "31,623" in text
 
 
-@pytest.mark.parametrize("name", ["arrays", "growth"])
+def ran(script: str, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options, "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_extraction_prints_each_stage_the_limit_and_ours(tmp_path):
+    options = ["--model", "phantom-clip", "--device", "cpu", "--batch-size", "8", "--folder", str(tmp_path)]
+    text = ran("extraction.py", "--images", "24", *options)
+    for stage in ("decode", "encode", "limit", "ours", "ours / limit", "pixels from the cache", "fast decoder"):
+        assert f"  {stage}" in text
+    assert "pixels as open_clip gives them         equal" in text
+
+
+def test_texts_are_those_of_the_plain_loop():
+    text = ran("text.py", "--data", "phantom:30", "--model", "phantom-clip", "--device", "cpu")
+    line = next(line for line in text.splitlines() if "largest difference" in line)
+    assert float(line.split()[4]) < 1e-4
+
+
+def test_many_files_counts_what_is_opened():
+    text = ran("many_files.py", "--files", "60", "--new", "10")
+    assert "60 unchanged files recognised" in text and "10 new among them" in text
+
+
+@pytest.mark.parametrize("name", ["arrays", "growth", "extraction_jpeg", "text", "many_files", "startup"])
 def test_committed_figures_name_machine_and_versions(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
