@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from engine import array_format
-from engine.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
+from engine import array_folder, array_format
+from engine.array_format import CHECK, KEY, METADATA, ArrayFormat
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
 from engine.row_check import row_checks
 from engine.row_lookup import first_occurrences
+from engine.storage import Storage, storage_of
 
 # What compaction removes; anything else has to be repaired.
 HOLES = "keys are missing before later ones"
@@ -80,67 +81,79 @@ class Inspection:
     damage: list[Damage]
 
 
-def verify_array(cache: Path, kind: str, name: str) -> tuple[int, list[Damage]]:
+def verify_array(cache: str | os.PathLike[str] | Storage, kind: str, name: str) -> tuple[int, list[Damage]]:
     """Return the number of rows of a keyed array and all damage found in it; raises for a newer format version only."""
     found = inspect_array(cache, kind, name)
     return len(found.keys), found.damage
 
 
-def inspect_array(cache: Path, kind: str, name: str) -> Inspection:
+def inspect_array(cache: str | os.PathLike[str] | Storage, kind: str, name: str) -> Inspection:
     """Look at everything in a keyed array.
+
+    Parameters
+    ----------
+    cache : path, URL or Storage
+    kind : "image", "text", "pixels" or "tokens"
+    name : str
 
     Raises
     ------
     CacheError
         It was written by a newer format version.
     """
-    folder, label = cache / STORE / kind / name, f"{kind}/{name}"
+    storage = storage_of(cache)
     while True:
-        content, form, found = _read_group(folder, kind, name, label)
+        content, form, found = _read_group(storage, kind, name)
         if form is None:
             return Inspection(None, np.empty((0, KEY_BYTES), np.uint8), np.empty(0, bool), found)
-        keys, sound, wrong = inspect_rows(folder, form)
-        if not wrong or _read_group(folder, kind, name, label)[0] == content:
+        keys, sound, wrong = inspect_rows(storage, form, name)
+        if not wrong or _read_group(storage, kind, name)[0] == content:
             return Inspection(form, keys, sound, found + wrong)
         # It was rebuilt meanwhile (compaction, repair), so files of two generations were compared.
 
 
-def inspect_rows(folder: Path, form: ArrayFormat) -> tuple[np.ndarray, np.ndarray, list[Damage]]:
-    """Return keys, which rows are sound, and the damage in the arrays of a group, given what the group is."""
-    label = f"{form.kind}/{form.name}"
+def inspect_rows(
+    storage: Storage, form: ArrayFormat, name: str | None = None
+) -> tuple[np.ndarray, np.ndarray, list[Damage]]:
+    """Return keys, which rows are sound, and the damage in the arrays of a group, given what the group is.
+
+    `name` is that of its folder where it is not the one that the group says.
+    """
+    label = f"{form.kind}/{name or form.name}"
+    folder = array_folder.array_name(form.kind, name or form.name)
     found: list[Damage] = []
     promised: dict[str, int] = {}
     for part in (KEY, CHECK, form.payload):
-        rows, problem = _promised_rows(folder / part, form, part)
+        rows, problem = _promised_rows(storage, f"{folder}/{part}", form, part)
         promised[part] = rows
         if problem:
             found.append(Damage(label, part, -1, "", problem))
-    keys, wrong_keys = _read_keys(folder, form, promised[KEY], label)
+    keys, wrong_keys = _read_keys(storage, folder, form, promised[KEY], label)
     found += wrong_keys
     for part, rows in promised.items():
         if rows > len(keys):
             found.append(Damage(label, part, -1, "", f"its shape promises {rows} rows, there are keys for {len(keys)}"))
-    found += _wrong_files(folder, form, label)
+    found += _wrong_files(storage, folder, form, label)
     matching = np.zeros(len(keys), bool)
-    found += _wrong_rows(folder, form, keys, matching, label)
+    found += _wrong_rows(storage, folder, form, keys, matching, label)
     sound = np.zeros(len(keys), bool)
     candidates = np.flatnonzero(matching)
     sound[candidates[first_occurrences(keys[candidates])]] = True
     return keys, sound, found
 
 
-def _read_group(
-    folder: Path, kind: str, name: str, label: str
-) -> tuple[bytes | None, ArrayFormat | None, list[Damage]]:
+def _read_group(storage: Storage, kind: str, name: str) -> tuple[bytes | None, ArrayFormat | None, list[Damage]]:
     """Return the group's zarr.json, what it says, and what is wrong with it; raises for a newer format version."""
-    path = folder / METADATA
-    content = None
+    file, label = f"{array_folder.array_name(kind, name)}/{METADATA}", f"{kind}/{name}"
+    path, content = Path(storage.place(file)), None
     try:
-        content = path.read_bytes()
+        content = storage.read(file)
         if not _is_flipped_version(content):
             array_format.check_version(json.loads(content)["attributes"]["format_version"], path)
         form = array_format.parse_group(content, path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except FileNotFoundError:
+        return None, None, [Damage(label, "", -1, "", "the group's zarr.json is lost")]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return content, None, [Damage(label, "", -1, "", f"the group's zarr.json cannot be read: {error!r}")]
     except CacheError as error:
         newer = "format version" in str(error)
@@ -169,12 +182,14 @@ def _wrong_group(form: ArrayFormat, content: bytes, kind: str, name: str, label:
         yield Damage(label, "", -1, "", "the group's zarr.json differs from what its attributes imply")
 
 
-def _promised_rows(folder: Path, form: ArrayFormat, part: str) -> tuple[int, str]:
+def _promised_rows(storage: Storage, folder: str, form: ArrayFormat, part: str) -> tuple[int, str]:
     """Return the rows that an array's zarr.json promises, and what is wrong with it."""
     try:
-        content = (folder / METADATA).read_bytes()
+        content = storage.read(f"{folder}/{METADATA}")
         rows = json.loads(content)["shape"][0]
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+    except FileNotFoundError:
+        return 0, "its zarr.json is lost"
+    except (CacheError, ValueError, TypeError, KeyError, IndexError) as error:
         return 0, f"its zarr.json cannot be read: {error!r}"
     if not isinstance(rows, int):
         return 0, WRONG_DOCUMENT
@@ -185,15 +200,17 @@ def _promised_rows(folder: Path, form: ArrayFormat, part: str) -> tuple[int, str
     return rows, ""
 
 
-def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tuple[np.ndarray, list[Damage]]:
+def _read_keys(
+    storage: Storage, folder: str, form: ArrayFormat, promised: int, label: str
+) -> tuple[np.ndarray, list[Damage]]:
     """Return the keys up to the last one that is there or promised, zeros where some are lost."""
-    numbers = chunk_numbers(folder / KEY, form, KEY)[0]
+    numbers = chunk_numbers(storage, form, KEY, folder)[0]
     last = max([*numbers, (promised - 1) // form.chunk_rows if promised else -1])
     keys = np.zeros(((last + 1) * form.chunk_rows, KEY_BYTES), np.uint8)
     found = []
     for number in range(last + 1):
         start = number * form.chunk_rows
-        content = _content(folder, form, KEY, number)
+        content = _content(storage, folder, form, KEY, number)
         if isinstance(content, str):
             found.append(Damage(label, KEY, number, f"{start}-{start + form.chunk_rows - 1}", content))
         else:
@@ -215,19 +232,19 @@ def _read_keys(folder: Path, form: ArrayFormat, promised: int, label: str) -> tu
     return keys, found
 
 
-def _wrong_files(folder: Path, form: ArrayFormat, label: str) -> Iterator[Damage]:
+def _wrong_files(storage: Storage, folder: str, form: ArrayFormat, label: str) -> Iterator[Damage]:
     for part in (form.payload, CHECK, KEY):
-        for stranger in chunk_numbers(folder / part, form, part)[1]:
+        for stranger in chunk_numbers(storage, form, part, folder)[1]:
             yield Damage(label, part, -1, "", f"the file {stranger!r} does not belong there")
 
 
 def _wrong_rows(
-    folder: Path, form: ArrayFormat, keys: np.ndarray, matching: np.ndarray, label: str
+    storage: Storage, folder: str, form: ArrayFormat, keys: np.ndarray, matching: np.ndarray, label: str
 ) -> Iterator[Damage]:
     """Yield the chunks whose rows do not match their checks, or whose files are lost; mark the rows that do match."""
     for start in range(0, len(keys), form.chunk_rows):
         number, some = start // form.chunk_rows, keys[start : start + form.chunk_rows]
-        contents = {part: _content(folder, form, part, number) for part in (form.payload, CHECK)}
+        contents = {part: _content(storage, folder, form, part, number) for part in (form.payload, CHECK)}
         rows = f"{start}-{start + len(some) - 1}"
         lost = [(part, content) for part, content in contents.items() if isinstance(content, str)]
         for part, problem in lost:
@@ -245,26 +262,26 @@ def _wrong_rows(
             yield Damage(label, form.payload, number, _ranges(wrong + start), problem)
 
 
-def _content(folder: Path, form: ArrayFormat, part: str, number: int) -> np.ndarray | str:
+def _content(storage: Storage, folder: str, form: ArrayFormat, part: str, number: int) -> np.ndarray | str:
     """Return a chunk file's values, or what is wrong with the file."""
-    path = folder / part / form.chunk_file(part, number)
+    name = form.chunk_file(part, number)
     try:
-        size = path.stat().st_size
-        if size != form.chunk_file_bytes(part):
-            return f"chunk file {path.name} has {size:,} bytes instead of {form.chunk_file_bytes(part):,}"
-        return np.fromfile(path, form.part_dtype(part))
-    except OSError as error:
-        return f"chunk file {path.name} cannot be read: {error.strerror}"
+        content = storage.read(f"{folder}/{part}/{name}")
+    except FileNotFoundError:
+        return f"chunk file {name} cannot be read: it is lost"
+    except CacheError as error:
+        return f"chunk file {name} cannot be read: {error}"
+    if len(content) != form.chunk_file_bytes(part):
+        return f"chunk file {name} has {len(content):,} bytes instead of {form.chunk_file_bytes(part):,}"
+    return np.frombuffer(content, form.part_dtype(part))
 
 
-def chunk_numbers(folder: Path, form: ArrayFormat, part: str) -> tuple[list[int], list[str]]:
+def chunk_numbers(
+    storage: Storage, form: ArrayFormat, part: str, folder: str | None = None
+) -> tuple[list[int], list[str]]:
     """Return the numbers of an array's chunk files, and the names of files that are none."""
     numbers, strangers = [], []
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return [], []
-    for name in names:
+    for name in storage.names(f"{folder or array_folder.array_name(form.kind, form.name)}/{part}"):
         match = re.fullmatch(r"c\.(\d+)(\.0)*", name)
         if match and form.chunk_file(part, int(match[1])) == name:
             numbers.append(int(match[1]))

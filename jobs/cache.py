@@ -9,7 +9,6 @@ import datetime
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -132,7 +131,8 @@ class Verified:
 
     Parameters
     ----------
-    cache : Path
+    cache : str
+        A path or a URL.
     arrays, rows : int
     bytes : int
         Payload read.
@@ -143,7 +143,7 @@ class Verified:
         What to do about it.
     """
 
-    cache: Path
+    cache: str
     arrays: int
     rows: int
     bytes: int
@@ -184,12 +184,14 @@ def check(config: VerifyConfig, *, progress: Progress | None = None) -> Verified
     """Check every row, chunk file and metadata file, sample tables and indexes; return the damage as a table."""
     progress = progress or Progress()
     # Not a Cache: one whose own metadata are damaged cannot be opened.
-    folder, start = storage_of(config.cache).local_folder(), time.perf_counter()
+    storage, start = storage_of(config.cache), time.perf_counter()
     with progress.step("verify", unit="arrays") as step:
-        found = verify_cache(folder, lambda name, done, total: step.update(done, total))
+        found = verify_cache(storage, lambda name, done, total: step.update(done, total))
     table = pd.DataFrame([item.as_dict() for item in found.damage], columns=list(DAMAGE_COLUMNS))
     seconds = time.perf_counter() - start
-    return Verified(folder, found.arrays, found.rows, found.bytes, seconds, table, NEXT_STEP if len(table) else "")
+    return Verified(
+        storage.address, found.arrays, found.rows, found.bytes, seconds, table, NEXT_STEP if len(table) else ""
+    )
 
 
 def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verified | Repaired:

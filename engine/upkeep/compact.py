@@ -122,7 +122,7 @@ def compact_array(
         rows = np.flatnonzero(kept)
         holes = int((~found.keys.any(axis=1)).sum())
         unused = int((found.sound & ~kept).sum())
-        freed = _bytes_without(folder, found.form, len(rows))
+        freed = _bytes_without(cache, found.form, len(rows))
         compacted = CompactedArray(
             kind, name, len(rows), unused, len(found.keys) - holes - int(found.sound.sum()), holes, freed
         )
@@ -134,11 +134,12 @@ def compact_array(
         return compacted
 
 
-def _bytes_without(folder: Path, form: ArrayFormat, rows: int) -> int:
+def _bytes_without(cache: Path, form: ArrayFormat, rows: int) -> int:
     """Return the bytes of the chunk files that an array of so many rows does not need."""
     needed = -(-rows // form.chunk_rows)
     return sum(
-        form.chunk_file_bytes(part) * sum(number >= needed for number in chunk_numbers(folder / part, form, part)[0])
+        form.chunk_file_bytes(part)
+        * sum(number >= needed for number in chunk_numbers(LocalStorage(cache), form, part)[0])
         for part in (form.payload, CHECK, KEY)
     )
 

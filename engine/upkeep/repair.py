@@ -136,7 +136,7 @@ def repair_array(
             form = None if misplaced else recovered_format(cache, kind, name, told)
             if form is None:
                 return RepairedArray(kind, name, damage, 0, 0, np.empty((0, KEY_BYTES), np.uint8), 0, lost=True)
-            keys, sound, further = inspect_rows(folder, form)
+            keys, sound, further = inspect_rows(LocalStorage(cache), form)
             damage = damage + further
         stored = keys
         keys, sound = _rescued(folder, form, keys, sound, known)
@@ -208,7 +208,7 @@ def _chunk(folder: Path, form: ArrayFormat, part: str, number: int) -> np.ndarra
 def write_parents(cache: Path) -> None:
     """Write the zarr.json of the store and its kinds again where they are not what they should be."""
     expected = array_format.document_bytes(array_format.parent_document())
-    paths = parent_files(cache, array_folders(cache))
+    paths = [cache / name for name in parent_files(array_folders(cache))]
     if all(path.is_file() and path.read_bytes() == expected for path in paths):
         return
     storage, scratch = LocalStorage(cache), "tmp/parents"

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -196,6 +197,20 @@ def test_a_newer_version_is_refused_and_not_called_damage(cache):
     with changed(path, newer):
         # The arrays' digests say version 1, so here it is a damaged digit.
         assert [item.array for item in damage_of(cache)] == [f"{STORE}/{METADATA}"]
+
+
+def test_a_cache_in_an_archive_or_in_memory_is_verified_as_one_in_a_folder(cache, tmp_path):
+    rough = Path(shutil.copytree(cache, tmp_path / "cache"))
+    sound = shutil.make_archive(tmp_path / "sound", "zip", rough)
+    flip(rough / STORE / IMAGE / "embedding/c.0.0", 5 * 24 + 3)
+    shorten(rough / STORE / TEXT / "key/c.0.0")
+    damaged = shutil.make_archive(tmp_path / "damaged", "zip", rough)
+    assert verify_cache(sound) == verify_cache(cache)
+    assert verify_cache(damaged) == verify_cache(rough) and len(verify_cache(rough).damage) > 1
+    memory = fsspec.filesystem("memory")
+    memory.put(str(rough), "/verified", recursive=True)
+    assert verify_cache("memory://verified").damage == verify_cache(rough).damage
+    memory.rm("/verified", recursive=True)
 
 
 # -- Repair ----------------------------------------------------------------------------------------------------------
