@@ -41,7 +41,7 @@ class JobConfig(BaseModel):
 class DatasetOptions(JobConfig):
     """Fields shared by the verbs that open a data set."""
 
-    dataset: str = Field(description="schema string, such as iu-xray:PATH, table:FILE.csv or phantom:2000?seed=1")
+    dataset: str = Field(description="schema string, such as table:FILE.csv, tar:PATTERN or phantom:2000?seed=1")
     data: dict[str, Any] = Field(default_factory=dict, description="options of the data set, such as labels or boxes")
 
 

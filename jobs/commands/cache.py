@@ -33,8 +33,9 @@ def _parts(context: click.Context, parameter: click.Parameter, value: str | None
 def embed(**given: Any) -> dict[str, Any]:
     """Embed the images and texts of DATASET into the cache; what is there already is not computed again.
 
-    DATASET is folder:PATH, table:FILE.csv, iu-xray:PATH or phantom:N?seed=S. Files that cannot be read are listed with
-    their reason (exit status 3); everything else is done. A killed run goes on where it was.
+    DATASET is folder:PATH, table:FILE.csv, tar:PATTERN, iu-xray:PATH or phantom:N?seed=S; PATH, FILE and PATTERN may be
+    URLs that fsspec opens, such as s3://BUCKET/FOLDER or zip://::file:///FILE.zip. Files that cannot be read are listed
+    with their reason (exit status 3); everything else is done. A killed run goes on where it was.
     """
     return options.with_data(given)
 

@@ -16,7 +16,7 @@ from jobs.commands.verb import verb
 def info(**given: Any) -> dict[str, Any]:
     """Tell what DATASET holds: samples, patients, views, splits, labels, boxes, texts.
 
-    DATASET is folder:PATH, table:FILE.csv, iu-xray:PATH or phantom:N?seed=S.
+    DATASET is folder:PATH, table:FILE.csv, tar:PATTERN, iu-xray:PATH or phantom:N?seed=S.
     """
     return options.with_data(given)
 
