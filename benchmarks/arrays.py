@@ -24,7 +24,7 @@ import numpy as np
 import zarr
 from comparing import Way, in_turns, medians, write_record
 
-from engine.keyed_array import KeyedArray
+from engine.arrays.keyed_array import KeyedArray
 
 RESULTS = Path(__file__).parent / "results" / "arrays.json"
 COMMIT_BYTES = 64 << 20

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from comparing import Way, in_turns, medians, write_record
 
-from engine.keyed_array import KeyedArray
+from engine.arrays.keyed_array import KeyedArray
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 COMMIT_BYTES = 64 << 20

@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine import array_folder, extract
+from engine import extract
+from engine.arrays import array_folder
+from engine.arrays.keyed_array import KeyedArray
 from engine.batches import make_runner
 from engine.dataset import Fingerprint, Reader
 from engine.decoding import Decoded, Decoder, ImageWork
 from engine.extract import EncoderLike
-from engine.keyed_array import KeyedArray
 from engine.keys import key_of_text
 from engine.plan import Plan
 from engine.products import COMMIT_ORDER, Product

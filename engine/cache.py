@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import array_folder, array_format, embed, extract
+from engine import embed, extract
+from engine.arrays import array_folder, array_format
+from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.storage import Storage, storage_of
 from engine.blocks import Work
 from engine.cluster import Cluster
 from engine.dataset import Dataset
@@ -24,14 +27,12 @@ from engine.embed import EmbedReport
 from engine.errors import CacheError, UsageError
 from engine.extract import EncoderLike
 from engine.features import Features, StoredRows, align, normalized
-from engine.keyed_array import KeyedArray
 from engine.keys import key_of_text
 from engine.last_use import mark_use
 from engine.plan import Plan, make_plan
 from engine.products import product_of
-from engine.row_buffer import Tally
+from engine.row_buffer import COMMIT_SECONDS, Tally
 from engine.sample_keys import SampleKeys, stacked
-from engine.storage import Storage, storage_of
 
 
 class Cache:
@@ -44,7 +45,7 @@ class Cache:
     ----------
     place : path, URL or Storage
         A folder, made when something is first written to it; a ``.zip`` or ``.tar``; or what fsspec opens, such as
-        ``memory://name``, ``s3://bucket/cache`` or ``https://host/cache``, see `engine.storage.storage_of`. Archives
+        ``memory://name``, ``s3://bucket/cache`` or ``https://host/cache``, see `engine.arrays.storage`. Archives
         and web servers are read-only, and elsewhere than in folders one process writes at a time.
 
     Raises
@@ -141,7 +142,7 @@ class Cache:
         batch_size: int | None = None,
         threads: int | None = None,
         commit_rows: int | None = None,
-        commit_seconds: float = 30.0,
+        commit_seconds: float = COMMIT_SECONDS,
         rehash: bool = False,
         limits: Mapping[str, int] | None = None,
         compiled: bool | None = None,

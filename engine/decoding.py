@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from engine.arrays.keyed_array import KeyedArray
 from engine.dataset import Fingerprint, Reader
 from engine.errors import ImageError
-from engine.keyed_array import KeyedArray
 from engine.keys import key_of_content
 from engine.row_buffer import RowBuffer
 

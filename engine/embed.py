@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine import blocks, extract
+from engine.arrays.row_lookup import first_occurrences
+from engine.arrays.storage import storage_of
 from engine.blocks import Block, Computed, Work
 from engine.cluster import Cluster
 from engine.dataset import Dataset
@@ -29,10 +31,8 @@ from engine.keys import KEY_BYTES, key_of_text
 from engine.plan import Plan
 from engine.products import Product
 from engine.row_buffer import Tally
-from engine.row_lookup import first_occurrences
 from engine.sample_keys import SampleKeys
 from engine.sample_scan import Scan, in_blocks, names_of
-from engine.storage import storage_of
 
 FAILURE_COLUMNS = ["id", "uri", "what", "reason"]
 SECONDS_BETWEEN_TABLES = 120.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.arrays.keyed_array import KeyedArray
 from engine.dataset import Dataset
-from engine.keyed_array import KeyedArray
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from engine.arrays.file_digest import file_digest
+from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
 from engine.faiss_loader import load_faiss
 from engine.features import normalized
-from engine.file_digest import file_digest
-from engine.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES, short_hash
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class IndexInfo:
     bytes : int
         Size of the index file.
     file_digest : str
-        Of the index file, see `engine.file_digest`; "" where an earlier version wrote it.
+        Of the index file, see `engine.arrays.file_digest`; "" where an earlier version wrote it.
     parameters : dict
         What the index was built with.
     """

@@ -11,9 +11,9 @@ import os
 import time
 from pathlib import Path
 
-from engine import array_folder
-from engine.array_format import KEY, STORE
-from engine.storage import LocalStorage, Storage
+from engine.arrays import array_folder
+from engine.arrays.array_format import KEY, STORE
+from engine.arrays.storage import LocalStorage, Storage
 
 SECONDS_BETWEEN_MARKS = 3600.0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.decoding import default_threads
 from engine.errors import UsageError
+from engine.row_buffer import COMMIT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Plan:
     batch_size: int
     threads: int
     commit_rows: int | None = None
-    commit_seconds: float = 30.0
+    commit_seconds: float = COMMIT_SECONDS
     max_pixels: int | None = None
     compiled: bool | None = None
 
@@ -67,7 +68,7 @@ def make_plan(
     batch_size: int | None = None,
     threads: int | None = None,
     commit_rows: int | None = None,
-    commit_seconds: float = 30.0,
+    commit_seconds: float = COMMIT_SECONDS,
     limits: Mapping[str, int] | None = None,
     compiled: bool | None = None,
 ) -> Plan:

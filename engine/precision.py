@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import array_folder, pixels
+from engine import pixels
+from engine.arrays import array_folder
+from engine.arrays.keyed_array import KeyedArray
 from engine.batches import as_array
 from engine.dataset import Dataset
 from engine.encoder import Encoder, choose_device, load_encoder
 from engine.errors import ImageError, UsageError
 from engine.features import normalized
-from engine.keyed_array import KeyedArray
 from engine.machine import instruction_sets
 from engine.model_files import ModelFiles, resolve_model
 

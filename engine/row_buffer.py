@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from engine import array_folder
-from engine.keyed_array import KeyedArray
+from engine.arrays import array_folder
+from engine.arrays.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES
 
 COMMIT_BYTES = 64 << 20
+# Of these rows two lots may be lost to a kill, one being written and one waiting for it: a minute with batches of 10 s.
+COMMIT_SECONDS = 20.0
 HALF_MAX = 65504.0
 
 
@@ -160,7 +162,7 @@ class CommitPolicy:
     """
 
     rows: int | None = None
-    seconds: float = 30.0
+    seconds: float = COMMIT_SECONDS
     clock: Callable[[], float] = time.monotonic
     on_commit: Callable[[], None] | None = None
 

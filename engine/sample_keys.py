@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine import sample_table
+from engine.arrays.storage import Storage, storage_of
 from engine.dataset import Dataset, Reader
 from engine.decoding import default_threads, ordered_map
 from engine.errors import ImageError
 from engine.keys import KEY_BYTES, key_of_content
 from engine.sample_scan import Scan, find_names, in_blocks, names_of, scan_dataset
-from engine.storage import Storage, storage_of
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
+from engine.arrays.file_digest import SEAL_METADATA, seal_is_whole, seal_parquet
+from engine.arrays.storage import Storage
 from engine.dataset import Dataset
-from engine.file_digest import SEAL_METADATA, seal_is_whole, seal_parquet
 from engine.keys import KEY_BYTES, key_of_text
 from engine.sample_scan import FINGERPRINT, Scan, in_blocks, names_of
-from engine.storage import Storage
 
 log = logging.getLogger(__name__)
 

@@ -53,18 +53,24 @@ class Storing:
             self._policy.on_commit()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        start, given_up = time.perf_counter(), False
+        start, stopping = time.perf_counter(), kind is not None and issubclass(kind, KeyboardInterrupt)
         try:
-            if not self._dead:
-                self._finish()
-                self._begin()
-                self._finish()
+            self._store_the_rest()
         except KeyboardInterrupt:
-            given_up = True
+            if stopping:
+                raise
+            self._store_the_rest()
             raise
         finally:
+            given_up = self._running is not None
             self._writer.shutdown(wait=not given_up, cancel_futures=given_up)
             self._tally.seconds["store"] += time.perf_counter() - start
+
+    def _store_the_rest(self) -> None:
+        if not self._dead:
+            self._finish()
+            self._begin()
+            self._finish()
 
     def _begin(self) -> None:
         counts = [buffer.hand_over() for buffer in self._buffers]

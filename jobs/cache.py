@@ -16,14 +16,14 @@ import pandas as pd
 import pyarrow.parquet as parquet
 from pydantic import Field
 
-from engine.array_format import STORE
-from engine.array_verify import Damage
+from engine.arrays.array_format import STORE
+from engine.arrays.array_verify import Damage
+from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.storage import LocalStorage, Storage, storage_of
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
-from engine.keyed_array import KeyedArray
 from engine.last_use import last_use
 from engine.sample_table import table_name
-from engine.storage import LocalStorage, Storage, storage_of
 from engine.upkeep.removal import folder_bytes
 from engine.upkeep.verify import verify_cache
 from jobs import cache_repair

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field
 
-from engine.storage import storage_of
+from engine.arrays.storage import storage_of
 from engine.upkeep.compact import compact_cache
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes

@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from engine.arrays.storage import storage_of
 from engine.cache import Cache
 from engine.errors import UsageError
-from engine.storage import storage_of
 from engine.upkeep.export import export_rows, format_of
 from engine.upkeep.usage import one_table_of
 from jobs.config import CacheOptions

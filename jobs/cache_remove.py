@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from engine.arrays.storage import storage_of
 from engine.errors import UsageError
-from engine.storage import storage_of
 from engine.upkeep.forget import Forgetting, forget, plan_forgetting
 from engine.upkeep.removal import Removal, parts_of, remove_parts
 from jobs.config import CacheOptions

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from engine.arrays.row_lookup import RowLookup
 from engine.errors import UsageError
-from engine.row_lookup import RowLookup
 from engine.upkeep import usage
 from engine.upkeep.repair import RepairedArray, repair_cache, write_parents
 from jobs.known_runs import KnownRuns, known_runs

@@ -6,8 +6,12 @@ imported here: `fluoro --help` must answer at once.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -34,7 +38,24 @@ def fluoro() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    try:
+        status = run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # while an earlier one was told
+        status = STOPPED
+    if status == STOPPED:
+        _leave_at_once(status)
+    sys.exit(status)
+
+
+def _leave_at_once(status: int) -> None:
+    """Leave without waiting for a thread that a second Ctrl-C has given up; a cache bears being left at any moment."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon for thread in others):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -47,9 +68,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _told(
-            "stopped; what was computed so far is kept, and the same command goes on from there", STOPPED, debug
-        )
+        return _told("stopped; what was stored so far is kept, and the same command goes on from there", STOPPED, debug)
     except FluoroscopeError as error:
         return _told(f"error: {error}", error.exit_status, debug)
     except BrokenPipeError:

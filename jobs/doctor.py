@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from engine import faiss_loader, machine
+from engine.arrays.storage import LocalStorage, storage_of
 from engine.cache import Cache
 from engine.resources import resource, shipped_configs
-from engine.storage import LocalStorage, storage_of
 from engine.version import __version__
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate

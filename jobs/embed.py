@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from pydantic import Field
 from engine.cache import Cache
 from engine.cluster import Cluster, start_cluster
 from engine.encoder import Encoder
+from engine.errors import FluoroscopeError
 from engine.plan import Plan
+from engine.row_buffer import COMMIT_SECONDS
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
@@ -47,7 +49,7 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
     workers: int | None = Field(None, ge=1, description="worker processes to start; this process alone if empty")
     scheduler: str | None = Field(None, description="Dask scheduler whose workers compute, such as tcp://host:8786")
-    commit_seconds: float = Field(30.0, gt=0, description="commit at least this often")
+    commit_seconds: float = Field(COMMIT_SECONDS, gt=0, description="commit at least this often")
     compiled: bool | None = Field(None, description="compile the image tower; by the size of the job if empty")
     rehash: bool = Field(False, description="read every file, also those that look unchanged")
     max_pixels: int | None = Field(None, ge=1, description="refuse larger images (decompression bombs)")
@@ -163,7 +165,8 @@ def run(
                     progress=progress,
                 )
             except KeyboardInterrupt:
-                log.warning("stopped: %s; the same command goes on from there", _kept(cache, encoder, config.what))
+                with suppress(FluoroscopeError):
+                    log.warning("stopped: %s; the same command goes on from there", _kept(cache, encoder, config.what))
                 raise
             step.items, step.reused = sum(report.computed.values()), sum(report.reused.values())
             step.bytes = report.bytes

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from engine.durable import write_whole
+from engine.arrays.durable import write_whole
 from engine.errors import FluoroscopeError
 from jobs.figure_names import figure_stem
 from jobs.runs import CONFIG_FILE, PROVENANCE_FILE, is_run

@@ -27,8 +27,8 @@ import pandas as pd
 import psutil
 
 from engine import machine
+from engine.arrays.storage import LocalStorage, storage_of
 from engine.errors import UsageError
-from engine.storage import LocalStorage, storage_of
 from jobs.config import JobConfig, default_cache, load_config, save_config, user_folder
 from jobs.plain import plain
 

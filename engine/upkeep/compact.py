@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import array_folder
-from engine.array_format import CHECK, KEY, STORE, ArrayFormat
-from engine.array_verify import DOUBLES, HOLES, chunk_numbers, inspect_array
+from engine.arrays import array_folder
+from engine.arrays.array_format import CHECK, KEY, STORE, ArrayFormat
+from engine.arrays.array_verify import DOUBLES, HOLES, chunk_numbers, inspect_array
+from engine.arrays.row_lookup import RowLookup
+from engine.arrays.storage import LocalStorage
 from engine.errors import CacheError, UsageError
-from engine.row_lookup import RowLookup
-from engine.storage import LocalStorage
 from engine.upkeep import usage
 from engine.upkeep.rebuild import REPAIR, finish_leftovers, holding, rebuild
 from engine.upkeep.repair import remove_stale_indexes

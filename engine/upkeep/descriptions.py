@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import array_format
-from engine.array_format import KEY, METADATA, PARTS, STORE, ArrayFormat
+from engine.arrays import array_format
+from engine.arrays.array_format import KEY, METADATA, PARTS, STORE, ArrayFormat
 from engine.errors import CacheError
 from engine.index import IndexInfo
 

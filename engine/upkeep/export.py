@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
-from engine.durable import make_folder, sync_folder, write_error
+from engine.arrays.durable import make_folder, sync_folder, write_error
+from engine.arrays.keyed_array import KeyedArray
 from engine.errors import CacheError, UsageError
 from engine.faiss_loader import load_faiss
 from engine.features import normalized
-from engine.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES
 from engine.upkeep import usage
 from engine.upkeep.usage import SampleTable

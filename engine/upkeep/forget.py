@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
-from engine import array_folder
-from engine.array_format import STORE
-from engine.array_verify import inspect_array
+from engine.arrays import array_folder
+from engine.arrays.array_format import STORE
+from engine.arrays.array_verify import inspect_array
+from engine.arrays.file_digest import SEAL_METADATA, seal_parquet
+from engine.arrays.row_lookup import RowLookup, first_occurrences
+from engine.arrays.storage import LocalStorage
 from engine.errors import CacheError, UsageError
-from engine.file_digest import SEAL_METADATA, seal_parquet
 from engine.keys import KEY_BYTES
-from engine.row_lookup import RowLookup, first_occurrences
-from engine.storage import LocalStorage
 from engine.upkeep import usage
 from engine.upkeep.rebuild import REPAIR, finish_leftovers, holding, rebuild
 from engine.upkeep.repair import remove_index

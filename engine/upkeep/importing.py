@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from engine.arrays.keyed_array import KeyedArray
 from engine.decoding import default_threads, ordered_map
 from engine.errors import DataError, ImageError, UsageError
-from engine.keyed_array import KeyedArray
 from engine.keys import KEY_BYTES, key_of_bytes, key_of_text, short_hash
 from engine.row_buffer import to_half
 from engine.sources.files import FileReader

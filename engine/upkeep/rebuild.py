@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import array_folder, array_format, folder_swap
-from engine.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
-from engine.durable import make_folder, sync_folder, write_whole
+from engine.arrays import array_folder, array_format, folder_swap
+from engine.arrays.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
+from engine.arrays.durable import make_folder, sync_folder, write_whole
+from engine.arrays.lock import record_lock
+from engine.arrays.row_check import row_checks
 from engine.errors import CacheError
-from engine.lock import record_lock
-from engine.row_check import row_checks
 
 REPAIR = "`fluoro cache verify --repair` drops and recomputes damaged rows"
 

@@ -11,11 +11,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import array_folder, folder_swap
-from engine.array_format import STORE
+from engine.arrays import array_folder, folder_swap
+from engine.arrays.array_format import STORE
+from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.storage import LocalStorage
 from engine.errors import CacheError, UsageError
-from engine.keyed_array import KeyedArray
-from engine.storage import LocalStorage
 from engine.upkeep.rebuild import finish_leftovers, holding
 from engine.upkeep.repair import remove_index
 from engine.upkeep.verify import array_folders

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import array_format
-from engine.array_format import CHECK, STORE, ArrayFormat
-from engine.array_verify import Damage, inspect_array, inspect_rows
-from engine.durable import sync_folder, write_whole
+from engine.arrays import array_format
+from engine.arrays.array_format import CHECK, STORE, ArrayFormat
+from engine.arrays.array_verify import Damage, inspect_array, inspect_rows
+from engine.arrays.durable import sync_folder, write_whole
+from engine.arrays.lock import record_lock
+from engine.arrays.row_check import row_checks
+from engine.arrays.row_lookup import RowLookup, first_occurrences
+from engine.arrays.storage import LocalStorage
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.lock import record_lock
-from engine.row_check import row_checks
-from engine.row_lookup import RowLookup, first_occurrences
-from engine.storage import LocalStorage
 from engine.upkeep import usage
 from engine.upkeep.descriptions import Description, recovered_format
 from engine.upkeep.rebuild import finish_leftovers, holding, rebuild

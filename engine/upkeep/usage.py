@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine import sample_table
+from engine.arrays.file_digest import seal_is_whole
+from engine.arrays.row_lookup import first_occurrences
 from engine.errors import UsageError
-from engine.file_digest import seal_is_whole
 from engine.keys import KEY_BYTES
-from engine.row_lookup import first_occurrences
 
 # Column of a table that names the rows of each kind of array.
 COLUMN_OF_KIND = {"image": "key", "pixels": "key", "tokens": "key", "text": "text_key"}

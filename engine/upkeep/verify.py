@@ -16,13 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from engine import array_folder, array_format
-from engine.array_format import METADATA, PARTS, STORE
-from engine.array_verify import Damage, inspect_array
+from engine.arrays import array_folder, array_format
+from engine.arrays.array_format import METADATA, PARTS, STORE
+from engine.arrays.array_verify import Damage, inspect_array
+from engine.arrays.file_digest import seal_is_whole
+from engine.arrays.storage import Storage, storage_of
 from engine.errors import CacheError
-from engine.file_digest import seal_is_whole
 from engine.index import IndexInfo
-from engine.storage import Storage, storage_of
 
 Progress = Callable[[str, int, int], object]
 

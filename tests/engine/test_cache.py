@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import zarr
 
-from engine import array_format, sample_scan
-from engine.array_verify import verify_array
+from engine import sample_scan
+from engine.arrays import array_format
+from engine.arrays.array_verify import verify_array
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
 from engine.keys import key_of_bytes, key_of_text

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import address_range, chunk_map
-from engine.address_range import PAGE
-from engine.array_format import ArrayFormat
-from engine.chunk_map import LocalChunks, SideBySide
-from engine.chunks import RecentChunks
+from engine.arrays import address_range, chunk_map
+from engine.arrays.address_range import PAGE
+from engine.arrays.array_format import ArrayFormat
+from engine.arrays.chunk_map import LocalChunks, SideBySide
+from engine.arrays.chunks import RecentChunks
 from engine.errors import CacheError
 
 PART = "embedding"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from engine import cluster as clusters
-from engine.array_verify import verify_array
+from engine.arrays.array_verify import verify_array
 from engine.cache import Cache
 from engine.cluster import Cluster, EncoderRecipe, start_cluster
 from engine.encoder import load_encoder

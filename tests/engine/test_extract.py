@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import array_format, durable, pixels
-from engine.array_verify import verify_array
+from engine import pixels
+from engine.arrays import array_format, durable
+from engine.arrays.array_verify import verify_array
 from engine.cache import Cache
 from engine.decoding import ordered_map
 from engine.errors import CacheError

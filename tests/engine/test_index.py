@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from engine import faiss_loader, index
+from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
-from engine.keyed_array import KeyedArray
 from engine.keys import key_of_text
 
 ENCODER = "tiny-fp32-000000000000"

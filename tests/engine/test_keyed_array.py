@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import zarr
 
-from engine import array_format, durable
-from engine.array_folder import list_arrays
-from engine.array_format import METADATA
-from engine.array_verify import verify_array
+from engine.arrays import array_format, durable
+from engine.arrays.array_folder import list_arrays
+from engine.arrays.array_format import METADATA
+from engine.arrays.array_verify import verify_array
+from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.row_check import all_finite, row_checks
+from engine.arrays.row_lookup import RowLookup, first_occurrences
 from engine.errors import CacheError
-from engine.keyed_array import KeyedArray
-from engine.row_check import all_finite, row_checks
-from engine.row_lookup import RowLookup, first_occurrences
 
 DESCRIPTION = {"model": "tiny", "preprocess": {"size": [8, 8]}}
 

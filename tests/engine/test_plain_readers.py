@@ -11,10 +11,10 @@ import pytest
 import xarray
 import zarr
 
-from engine import array_format
-from engine.array_format import METADATA
-from engine.keyed_array import KeyedArray
-from engine.row_check import row_checks
+from engine.arrays import array_format
+from engine.arrays.array_format import METADATA
+from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.row_check import row_checks
 
 KINDS = {
     "image": ((12,), ("dim",)),

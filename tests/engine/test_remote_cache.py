@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from engine import array_format
+from engine.arrays import array_format
 from engine.cache import Cache
 from engine.embed import EmbedReport
 from engine.errors import CacheError

@@ -14,12 +14,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from engine import array_format
-from engine.array_folder import list_arrays
+from engine.arrays import array_format
+from engine.arrays.array_folder import list_arrays
+from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.storage import LocalStorage, Storage, storage_of
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
-from engine.keyed_array import KeyedArray
-from engine.storage import LocalStorage, Storage, storage_of
 from tests.engine.read_only_copies import READ_ONLY, read_only_copy, served
 
 WRITABLE = ("folder", "memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ class WebFiles:
         self.asked: list[tuple[str, str, str]] = []
         self.etags = True
         self.lengths = True
+        self.seconds = 0.0  # before a file is sent
         self.url = ""
 
     def bytes_sent(self) -> int:
@@ -79,6 +81,7 @@ def web_server() -> Iterator[WebFiles]:
                 self.close_connection = True
             self.end_headers()
             if body:
+                time.sleep(held.seconds)
                 held.asked.append(("sent", path, str(len(content))))
                 with suppress(ConnectionError):  # who asked may have seen enough
                     self.wfile.write(content)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine import array_format, pixels
+from engine import pixels
+from engine.arrays import array_format
 from engine.cache import Cache
 from engine.encoder import load_encoder
 from engine.errors import CacheError, DataError, UsageError

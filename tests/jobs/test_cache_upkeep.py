@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from engine import array_format
+from engine.arrays import array_format
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
 from jobs import cache as cache_verbs

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from engine import durable, folder_swap
-from engine.array_folder import list_arrays
+from engine.arrays import durable, folder_swap
+from engine.arrays.array_folder import list_arrays
+from engine.arrays.keyed_array import KeyedArray
 from engine.errors import CacheError
-from engine.keyed_array import KeyedArray
 
 FORK = multiprocessing.get_context("fork")  # a fresh interpreter would spend the test's time on imports
 OPERATIONS = ("rename", "replace", "link", "unlink", "rmdir", "mkdir")
@@ -90,6 +90,9 @@ def _read_on(cache: Path, expected: Payloads, may_lack: set[bytes], stop: Any, r
     ready.set()
     while True:
         last = stop.is_set()
+        for name in list_arrays(cache):
+            if name not in held:  # a job has made it meanwhile
+                held[name], kept[name] = KeyedArray.open(cache, *name), KeyedArray.open(cache, *name)
         for name, array in held.items():
             _check(array, expected[name], may_lack)  # as it was, also when it is removed meanwhile
             try:

@@ -12,12 +12,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from engine import array_format
-from engine.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
-from engine.array_verify import Damage, verify_array
+from engine.arrays import array_format
+from engine.arrays.array_format import CHECK, KEY, METADATA, STORE, ArrayFormat
+from engine.arrays.array_verify import Damage, verify_array
+from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.dataset import Dataset
-from engine.keyed_array import KeyedArray
 from engine.upkeep.repair import repair_cache
 from engine.upkeep.verify import array_folders, verify_cache, wrong_indexes, wrong_tables
 from tests.reliability import small_cache

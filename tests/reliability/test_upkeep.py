@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from engine import array_format, durable, folder_swap
-from engine.array_verify import verify_array
+from engine.arrays import array_format, durable, folder_swap
+from engine.arrays.array_verify import verify_array
+from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.errors import CacheError, UsageError
-from engine.keyed_array import KeyedArray
 from engine.upkeep.compact import compact_array, compact_cache
 from engine.upkeep.forget import forget, plan_forgetting
 from engine.upkeep.removal import parts_of, remove_parts

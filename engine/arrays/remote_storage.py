@@ -1,6 +1,6 @@
 """A cache on anything that fsspec opens: in memory, on an object store, on a web server, in an archive.
 
-Comes in: a URL, or the path of an archive. Goes out: the `Storage` of `engine.storage` over whole files. Object stores
+Comes in: a URL, or the path of an archive. Goes out: the `Storage` of `storage` over whole files. Object stores
 and memory replace a file whole, which is all that a commit needs, but they have no lock between processes: one process
 writes. Archives and web servers are read-only. Reading an array lists no folder, since plain web servers list none:
 chunk numbers follow from the metadata.
@@ -22,13 +22,13 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from engine import remote_files
-from engine.array_format import DAMAGED, METADATA, STORE, ArrayFormat
-from engine.chunks import Chunks, RecentChunks
-from engine.durable import write_error
+from engine.arrays.array_format import DAMAGED, METADATA, STORE, ArrayFormat
+from engine.arrays.chunks import Chunks, RecentChunks
+from engine.arrays.durable import write_error
 from engine.errors import CacheError, DataError, ImageError
 
 if TYPE_CHECKING:
-    from engine.storage import NewFile
+    from engine.arrays.storage import NewFile
 
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 IN_ARCHIVES = {"zip", "tar", "libarchive"}

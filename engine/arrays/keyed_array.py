@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine import array_folder, array_format
-from engine.array_commit import ChunkStart, checked_rows, commit_rows, stale_metadata
-from engine.array_format import CHECK, DAMAGED, KEY, METADATA, ArrayFormat
-from engine.chunks import Chunks
+from engine.arrays import array_folder, array_format
+from engine.arrays.array_commit import ChunkStart, checked_rows, commit_rows, stale_metadata
+from engine.arrays.array_format import CHECK, DAMAGED, KEY, METADATA, ArrayFormat
+from engine.arrays.chunks import Chunks
+from engine.arrays.row_blocks import in_blocks
+from engine.arrays.row_check import row_checks
+from engine.arrays.row_lookup import RowLookup, first_occurrences
+from engine.arrays.storage import NewFile, Storage, storage_of
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.row_blocks import in_blocks
-from engine.row_check import row_checks
-from engine.row_lookup import RowLookup, first_occurrences
-from engine.storage import NewFile, Storage, storage_of
 
 
 class _Known(NamedTuple):
@@ -68,7 +68,7 @@ class KeyedArray:
         Parameters
         ----------
         cache : path, URL or Storage
-            See `engine.storage.storage_of`.
+            See `storage_of`.
         kind : "image", "text", "pixels" or "tokens"
         name : str
             Id of the encoder (tokens: ``<encoder>@<layer>``) or of the preprocessing.

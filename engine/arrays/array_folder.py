@@ -1,6 +1,6 @@
 """The folder of a keyed array: making it, listing those of a cache, and reading its small files.
 
-Everything here is either read-only or done under the array's lock; see `engine.keyed_array` for the rules.
+Everything here is either read-only or done under the array's lock; see `keyed_array` for the rules.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import array_format, folder_swap
-from engine.array_format import CHECK, DAMAGED, KEY, METADATA, STORE, ArrayFormat
+from engine.arrays import array_format, folder_swap
+from engine.arrays.array_format import CHECK, DAMAGED, KEY, METADATA, STORE, ArrayFormat
+from engine.arrays.storage import LocalStorage, Storage, storage_of
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.storage import LocalStorage, Storage, storage_of
 
 # Key chunks asked for at once where each request takes its time.
 CHUNKS_AT_ONCE = 64

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.durable import make_folder, write_error
+from engine.arrays.durable import make_folder, write_error
 from engine.errors import CacheError
 
 log = logging.getLogger(__name__)

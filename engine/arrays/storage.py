@@ -2,7 +2,7 @@
 
 `storage_of` makes of a path, a URL or an archive's path what the rest of the engine reads and writes by name, such as
 ``arrays.zarr/image/<encoder>/key/c.0.0``. A local cache maps its chunk files, is written by any number of processes and
-syncs what it promises. Elsewhere (`engine.remote_storage`) files are read whole, one process writes at a time, and
+syncs what it promises. Elsewhere (`remote_storage`) files are read whole, one process writes at a time, and
 archives and web servers are read-only.
 """
 
@@ -17,12 +17,12 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from engine.array_format import ArrayFormat
-from engine.chunk_map import LocalChunks
-from engine.chunks import Chunks
-from engine.durable import make_folder, sync_folder, write_error, write_in_steps
+from engine.arrays.array_format import ArrayFormat
+from engine.arrays.chunk_map import LocalChunks
+from engine.arrays.chunks import Chunks
+from engine.arrays.durable import make_folder, sync_folder, write_error, write_in_steps
+from engine.arrays.lock import record_lock
 from engine.errors import CacheError
-from engine.lock import record_lock
 
 Part: TypeAlias = bytes | np.ndarray
 NewFile: TypeAlias = tuple[str, Sequence[Part]]
@@ -137,7 +137,8 @@ def storage_of(cache: str | os.PathLike[str] | Storage) -> Storage:
     """
     if not isinstance(cache, str | os.PathLike):
         return cache
-    from engine import remote_files, remote_storage
+    from engine import remote_files
+    from engine.arrays import remote_storage
 
     text = remote_files.local_path(os.fspath(cache))
     if remote_files.is_url(text) or (remote_storage.is_archive(text) and Path(text).expanduser().is_file()):

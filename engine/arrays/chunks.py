@@ -1,6 +1,6 @@
 """The rows of an array of a keyed array, chunk by chunk: what every way of reading them gives, and the plainest way.
 
-`engine.chunk_map` maps local files side by side; `RecentChunks` here loads chunks one by one, from wherever they are,
+`chunk_map` maps local files side by side; `RecentChunks` here loads chunks one by one, from wherever they are,
 and keeps the last used ones.
 """
 

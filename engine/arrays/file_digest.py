@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from engine.arrays.row_check import row_checks
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.row_check import row_checks
 
 BLOCK = 1 << 20
 BLOCKS_AT_ONCE = 16
@@ -32,7 +32,7 @@ SEAL_METADATA = {SEAL: UNSEALED, b"fluoroscope.sealed": b"yes"}
 def file_digest(path: Path) -> str:
     """Return the digest of a file: BLAKE2b over the checks of its blocks of 1 MiB; constant memory.
 
-    A changed word is found for certain, any other change with a probability of 1 - 2**-64; see `engine.row_check`.
+    A changed word is found for certain, any other change with a probability of 1 - 2**-64; see `row_check`.
     """
     with open(path, "rb") as file:
         return _digest(_pieces(file))

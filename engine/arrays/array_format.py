@@ -4,12 +4,12 @@ A keyed array is the Zarr group ``arrays.zarr/<kind>/<name>`` with three arrays 
 
     <payload>  (rows, ...)   embedding, pixels or tokens; fill value NaN for floats, 0 for integers
     key        (rows, 16)    uint8, the content address of each row; never all zero in a row that exists
-    check      (rows,)       uint64, see `engine.row_check`
+    check      (rows,)       uint64, see `row_check`
 
 Uncompressed and unsharded: a chunk file is the raw C-order array, its last rows filled up where the array ends within
 it. Chunk files are called ``c.<row chunk>[.0...]`` (Zarr's default encoding with the separator "."), so that one folder
 holds an array and one sync makes its renames durable. The group's attributes say everything else that is needed to
-build all of this metadata again, which is how `engine.array_verify` finds a damaged one.
+build all of this metadata again, which is how `array_verify` finds a damaged one.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from engine import array_folder, array_format
-from engine.array_format import CHECK, KEY, METADATA, ArrayFormat
+from engine.arrays import array_folder, array_format
+from engine.arrays.array_format import CHECK, KEY, METADATA, ArrayFormat
+from engine.arrays.row_check import row_checks
+from engine.arrays.row_lookup import first_occurrences
+from engine.arrays.storage import Storage, storage_of
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.row_check import row_checks
-from engine.row_lookup import first_occurrences
-from engine.storage import Storage, storage_of
 
 # What compaction removes; anything else has to be repaired.
 HOLES = "keys are missing before later ones"

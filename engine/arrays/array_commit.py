@@ -2,7 +2,7 @@
 
 Comes in: new rows, none of which is there yet, and what stands in the short last chunk. Goes out: files, handed to the
 storage in steps; a step's files appear only when those of the step before are durable. The caller holds the array's
-lock; see `engine.keyed_array` for the rules.
+lock; see `keyed_array` for the rules.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from engine import array_folder, array_format
-from engine.array_format import CHECK, KEY, METADATA, ArrayFormat
-from engine.chunks import spans
+from engine.arrays import array_folder, array_format
+from engine.arrays.array_format import CHECK, KEY, METADATA, ArrayFormat
+from engine.arrays.chunks import spans
+from engine.arrays.row_blocks import in_blocks
+from engine.arrays.row_check import all_finite, row_checks
+from engine.arrays.storage import NewFile, Storage
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-from engine.row_blocks import in_blocks
-from engine.row_check import all_finite, row_checks
-from engine.storage import NewFile, Storage
 
 ChunkStart: TypeAlias = Callable[[int, int], np.ndarray]
 

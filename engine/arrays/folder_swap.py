@@ -14,8 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from engine.array_format import STORE
-from engine.durable import make_folder, sync_folder, write_error
+from engine.arrays.array_format import STORE
+from engine.arrays.durable import make_folder, sync_folder, write_error
 
 NEW, OLD = "new", "old"
 RENAME_EXCHANGE = 2

@@ -1,7 +1,7 @@
 """Reading chunk files by mapping them: memory speed for scans and for random rows.
 
 `LocalChunks` gives the rows of one array of a keyed array in a local folder. Where the system can place maps
-(`engine.address_range`), `SideBySide` maps all chunk files one after the other, so that a gather is one NumPy operation
+(`address_range`), `SideBySide` maps all chunk files one after the other, so that a gather is one NumPy operation
 on one array; elsewhere, and past the system's limit of maps, `RecentChunks` keeps the last used maps.
 
 A chunk that is full never changes; the short last one is replaced by rename when rows are added, and is then mapped
@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine import address_range
-from engine.address_range import PAGE, AddressRange, NoAddresses
-from engine.array_format import DAMAGED, ArrayFormat
-from engine.chunks import Chunks, RecentChunks, spans
+from engine.arrays import address_range
+from engine.arrays.address_range import PAGE, AddressRange, NoAddresses
+from engine.arrays.array_format import DAMAGED, ArrayFormat
+from engine.arrays.chunks import Chunks, RecentChunks, spans
 from engine.errors import CacheError
 
 log = logging.getLogger(__name__)
