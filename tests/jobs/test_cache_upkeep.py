@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.report import render_report
+from analysis.run_record import read_run
 from engine.arrays import array_format
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
@@ -25,6 +27,7 @@ from jobs.cli import run
 from jobs.figure_names import figure_stem
 from jobs.plain import plain
 from jobs.run_forgetting import Names, clean_runs
+from tests.analysis.fake_run import write_fake_run
 from tests.reliability import small_cache
 from tests.reliability.small_cache import FIRST, SECOND
 
@@ -235,3 +238,22 @@ def test_ls__tells_when_each_array_was_last_used_and_which_is_damaged(cache):
 
 def listed(cache: Path) -> pd.DataFrame:
     return cache_verbs.ls(cache_verbs.ListConfig(cache=cache)).arrays
+
+
+def test_forget__in_a_study_builds_its_report_again_without_the_sample(tmp_path):
+    run = write_fake_run(tmp_path / "runs" / "study", samples=12)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"source": "fake:fake"}}))
+    provenance = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps({**provenance, "dataset": {"schema": "fake:fake"}}))
+    before = read_run(run)
+    shown = [case["id"] for case in before.heatmaps]
+    page = render_report(run).read_text()
+    assert shown and shown[0] in page
+    done = clean_runs([run], Names(frozenset(shown[:1]), frozenset(), frozenset({"fake:fake"})))
+    after = read_run(run)
+    assert [case["id"] for case in after.heatmaps] == [name for name in shown if name != shown[0]]
+    assert shown[0] not in after.embedding_map["id"].tolist() and len(after.results) == len(before.results)
+    assert before.scores is not None and after.scores is not None
+    assert after.scores.ids.tolist() == [name for name in before.scores.ids.tolist() if name != shown[0]]
+    assert done.reports == [run / "report.html"] and done.reports[0].stat().st_size > 1000
+    assert not any((run / case).exists() for case in done.figures) and done.figures
