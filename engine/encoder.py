@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -72,8 +73,12 @@ def load_encoder(
         raise UsageError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
     place = choose_device(device)
     files = resolve_model(name) if isinstance(name, str) else name
-    model = build_model(files)
-    encoder = Encoder(model, build_tokenizer(files), files, device=place, precision=precision, decoder=decoder)
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as beside:
+        # Reading and hashing the weights takes as long as loading them, and does not need Python's lock.
+        digest = beside.submit(lambda: files.weights_digest)
+        model, tokenizer = build_model(files), build_tokenizer(files)
+        digest.result()
+    encoder = Encoder(model, tokenizer, files, device=place, precision=precision, decoder=decoder)
     if place.type == "cpu" and precision == "fp16":
         _check_half_on_cpu(encoder)
     return encoder

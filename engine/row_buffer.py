@@ -191,7 +191,7 @@ def to_half(values: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
-    wrong = np.flatnonzero(~np.isfinite(half).reshape(len(half), -1).all(axis=1))
+    wrong = np.flatnonzero(~np.isfinite(half).all(axis=tuple(range(1, half.ndim))))
     reasons = {}
     for row in wrong:
         finite = bool(np.isfinite(values[row]).all())
