@@ -14,6 +14,7 @@ cache themselves, block by block, under the same short lock as everybody; the dr
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -247,6 +248,7 @@ def start_cluster(
         raise UsageError(f"workers must be at least 1, not {workers}")
     own = threads or max(1, usable_cores() // workers)
     with _out_of_reach(lambda: _local_cluster(workers, own)) as local, Client(local, set_as_default=False) as client:
+        client.run(_leave_untidied)
         yield Cluster(client)
 
 
@@ -295,6 +297,11 @@ def _out_of_reach(make: Callable[[], Made]) -> Made:
     resource_tracker.ensure_running()  # which else would be started, and open the way, from that thread
     threading.Thread(target=run, name="start workers", daemon=True).start()
     return made.result()
+
+
+def _leave_untidied() -> None:
+    """Have a worker's process end as soon as it is to end: taking torch apart takes seconds, and all is stored."""
+    atexit.register(os._exit, 0)
 
 
 def _has_cuda() -> bool:

@@ -168,8 +168,14 @@ def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_is_for_the_user)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.WARNING if quiet or live else logging.INFO)
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    """Leave out what other libraries say below a warning, also where they have set their own loggers to more."""
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS
