@@ -100,8 +100,9 @@ def test_read_only__search_and_ls_work_and_embed_refuses_what_is_missing(tmp_pat
 
 def test_upkeep__asks_for_a_folder(folder, model, memory):
     embedded(folder, model, memory)
+    assert not len(cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory)).damage)  # looking is for all
     with pytest.raises(CacheError, match="is not a folder of this machine"):
-        cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory))
+        cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory, repair=True))
 
 
 @pytest.mark.parametrize(
