@@ -331,10 +331,9 @@ def _save(cache: Cache, index: Index, faiss: Any) -> Index:
     name, scratch = _name(info.encoder, info.kind, info.how), "tmp/indexes"
     with storage.lock(f"locks/{name}.lock"):
         with storage.writing(f"{name}.faiss", scratch) as temporary:
-            try:
-                faiss.write_index(index._engine, str(temporary))
-            except RuntimeError as error:
-                raise OSError(0, str(error)) from error
+            # Not by its name: FAISS overlooks that the last few kilobytes did not fit onto the disk.
+            with open(temporary, "wb") as file:
+                faiss.write_index(index._engine, faiss.PyCallbackIOWriter(file.write))
             info = replace(info, bytes=temporary.stat().st_size, file_digest=file_digest(temporary))
         storage.put([[(f"{name}.json", [info.document()])]], scratch)
     return Index(info, index.keys, index._engine)

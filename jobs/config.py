@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from engine.arrays.durable import write_plainly
 from engine.errors import UsageError
 
 KeyPath = tuple[str | int, ...]
@@ -173,7 +174,7 @@ def save_config(config: JobConfig, path: Path) -> None:
     """Write the resolved config as YAML, every default spelled out, so that `load_config` reads it back equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-    path.write_text(text, encoding="utf-8")
+    write_plainly(path, text.encode())
 
 
 def known_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
+from engine.arrays.durable import write_plainly
 from engine.cache import Cache
 from engine.cluster import Cluster, start_cluster
 from engine.encoder import Encoder
@@ -145,7 +146,7 @@ def run(
 
         def write_plan(plan: Plan) -> None:
             values = {"encoder": encoder.id, "dataset": dataset.schema, "what": list(config.what), **asdict(plan)}
-            record.path(PLAN_FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            write_plainly(record.path(PLAN_FILE), (json.dumps(values, indent=1) + "\n").encode())
 
         record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
         with _cluster(config) as cluster, record.step("embed") as step:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +27,9 @@ import pandas as pd
 import psutil
 
 from engine import machine
+from engine.arrays.durable import make_folder, write_plainly
 from engine.arrays.storage import LocalStorage, storage_of
-from engine.errors import UsageError
+from engine.errors import CacheError, UsageError
 from jobs.config import JobConfig, default_cache, load_config, save_config, user_folder
 from jobs.plain import plain
 
@@ -131,8 +132,8 @@ class Run:
     def record(self, kind: str, **values: Any) -> None:
         """Append one result line; it is on disk when this returns."""
         line = json.dumps({"kind": kind, **plain(values)}, ensure_ascii=False, allow_nan=False)
-        with self._lock, (self.folder / RESULTS_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._lock:
+            write_plainly(self.folder / RESULTS_FILE, (line + "\n").encode(), "ab")
 
     def record_all(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append result lines that carry their kind themselves."""
@@ -143,13 +144,15 @@ class Run:
     @contextmanager
     def step(self, name: str) -> Iterator[StepCost]:
         """Measure a step and append its cost line, also when the step fails."""
-        cost = StepCost(name)
+        cost, done = StepCost(name), False
         try:
             with measured(name) as cost:
                 yield cost
+            done = True
         finally:
             values = cost.row()
-            self.record(values.pop("kind"), **values)
+            with nullcontext() if done else _not_hiding_the_error():
+                self.record(values.pop("kind"), **values)
 
     def note(self, **values: Any) -> None:
         """Add to the provenance, such as the encoders used; written at once."""
@@ -160,7 +163,8 @@ class Run:
         """Add samples that could not be read or computed: columns id, uri, what, reason."""
         rows = failures.to_dict("records") if isinstance(failures, pd.DataFrame) else failures
         self.failures += [{column: str(row.get(column, "")) for column in FAILURE_COLUMNS} for row in rows]
-        pd.DataFrame(self.failures, columns=list(FAILURE_COLUMNS)).to_csv(self.folder / FAILURES_FILE, index=False)
+        table = pd.DataFrame(self.failures, columns=list(FAILURE_COLUMNS)).to_csv(index=False)
+        write_plainly(self.folder / FAILURES_FILE, table.encode())
 
     def __enter__(self) -> Run:
         return self
@@ -182,13 +186,8 @@ class Run:
         )
         if error is not None and not stopped:
             self.provenance["error"] = f"{type(error).__name__}: {error}"
-        try:
+        with nullcontext() if error is None else _not_hiding_the_error():
             self._write_provenance()
-        except OSError as problem:
-            # A full disk must not hide the error that ended the job.
-            if error is None:
-                raise
-            log.warning("the run's provenance could not be written: %s", problem)
 
     def _holds_nothing(self) -> bool:
         """Tell whether this run made the folder and left nothing in it but its beginning."""
@@ -201,7 +200,7 @@ class Run:
     def _write_provenance(self) -> None:
         text = json.dumps(plain(self.provenance), indent=1, ensure_ascii=False)
         partial = self.folder / (PROVENANCE_FILE + ".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
+        write_plainly(partial, (text + "\n").encode())
         partial.replace(self.folder / PROVENANCE_FILE)
 
 
@@ -251,11 +250,11 @@ def open_run(
     if folder.is_dir() and any(folder.iterdir()):
         started = _take_over(folder, config, overwrite, resume)
     fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_config(config, folder / CONFIG_FILE)
     for name in (RESULTS_FILE, FAILURES_FILE):
         (folder / name).unlink(missing_ok=True)
-    (folder / RESULTS_FILE).touch()
+    write_plainly(folder / RESULTS_FILE, b"")
     provenance: dict[str, Any] = {
         "verb": verb,
         "command": " ".join(command if command is not None else sys.argv),
@@ -279,6 +278,15 @@ def runs_folder(cache: Path | str | None = None) -> Path:
     if isinstance(storage, LocalStorage):
         return storage.folder / "runs"
     return user_folder() / "runs"
+
+
+@contextmanager
+def _not_hiding_the_error() -> Iterator[None]:
+    """Log that the record cannot be written (a full disk), where another error has ended the job already."""
+    try:
+        yield
+    except (CacheError, OSError) as problem:
+        log.warning("the run's record is not complete: %s", problem)
 
 
 def run_id(verb: str) -> str:

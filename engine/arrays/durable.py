@@ -154,15 +154,31 @@ def _bytes_of(part: bytes | np.ndarray) -> memoryview:
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
 
 
-def write_error(error: OSError, path: Path, byte_count: int | None = None) -> CacheError:
-    """Return the `CacheError` that tells a user what an `OSError` while writing means and what to do."""
-    amount = f"{byte_count:,} bytes" if byte_count is not None else "data"
+def write_error(error: OSError, path: Path, byte_count: int | None = None, *, at_least: bool = False) -> CacheError:
+    """Return the `CacheError` that tells a user what an `OSError` while writing means and what to do.
+
+    Parameters
+    ----------
+    byte_count : int, optional
+        What was to be written; with `at_least` what had been written by then.
+    """
+    amount = "data" if byte_count is None else f"{byte_count:,} bytes"
     if error.errno in FULL_DISK:
+        amount = f"more than the {amount} that fit" if at_least else amount
         return CacheError(
-            f"no space left while writing {amount} to {path} ({error.strerror}); what was committed before is "
-            "valid: free some space or move the cache, then run the same command again and it goes on from there"
+            f"no space left while writing {amount} to {path} ({os.strerror(error.errno)}); what was committed before "
+            "is valid: free some space or move the cache, then run the same command again and it goes on from there"
         )
     return CacheError(f"cannot write {amount} to {path}: {error.strerror or error}; check the folder and its rights")
+
+
+def write_plainly(path: Path, content: bytes, mode: str = "wb") -> None:
+    """Write or append ("ab") to a small file that need not be whole after a kill; CacheError where the disk is full."""
+    try:
+        with open(path, mode) as file:
+            file.write(content)
+    except OSError as error:
+        raise write_error(error, path, len(content)) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -273,7 +273,8 @@ class LocalStorage:
             os.replace(temporary, target)
             sync_folder(target.parent)
         except OSError as error:
-            raise write_error(error, target) from error
+            written = temporary.stat().st_size if temporary.exists() else 0
+            raise write_error(error, target, written, at_least=True) from error
         finally:
             temporary.unlink(missing_ok=True)
 
