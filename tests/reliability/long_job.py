@@ -29,8 +29,8 @@ NAME = "fake-fp32-0123456789ab"
 class SlowEncoder(FakeEncoder):
     """Takes its time for a batch, and notes the rows that it computes in a file, where no kill can undo it."""
 
-    def __init__(self, seconds: float = 0.0, notes: Path | None = None) -> None:
-        super().__init__(NAME)
+    def __init__(self, seconds: float = 0.0, notes: Path | None = None, name: str = NAME) -> None:
+        super().__init__(name)
         self.seconds, self.notes = seconds, notes
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
