@@ -101,11 +101,11 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def assert_valid(cache: Path) -> None:
-    """Hold every array against its checks; no key may stand twice."""
+    """Hold every array against its checks, also while others add to it; no key may stand twice."""
     for kind, name in list_arrays(cache):
         rows, damage = verify_array(cache, kind, name)
         keys = Cache(cache).array(kind, name).keys
-        assert damage == [] and rows == len(keys) == len(np.unique(keys, axis=0))
+        assert damage == [] and rows <= len(keys) == len(np.unique(keys, axis=0))
 
 
 def small_chunks(patch: Any) -> None:

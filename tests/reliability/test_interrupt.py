@@ -196,7 +196,7 @@ FileReader.read = hangs
     assert rows_in(tmp_path / "cache") == 48
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [97, pytest.param(13, marks=pytest.mark.slow)])
 def test_ctrl_c_between_any_two_lines_of_the_pipeline_loses_no_computed_batch(tmp_path, monkeypatch, every):
     """Python raises KeyboardInterrupt wherever the driving thread happens to be, so it is raised everywhere.
 
