@@ -95,7 +95,7 @@ class Cluster:
     @property
     def workers(self) -> int:
         """How many workers there are now, at least one."""
-        return max(len(self.client.scheduler_info(n_workers=-1)["workers"]), 1)
+        return max(len(self._addresses()), 1)
 
     def block_rows(self, total: int, batch_size: int) -> int:
         """Return the rows of a block: whole batches, few enough that every worker gets several blocks."""
@@ -156,18 +156,12 @@ class Cluster:
 
     def _ready(self, futures: list[Any]) -> list[Any]:
         """Wait until some blocks are finished, and return them; FluoroscopeError where nobody is left to compute."""
-        from distributed import CancelledError, wait
-
         last_seen = time.monotonic()
-        while time.monotonic() - last_seen < SECONDS_WITHOUT_WORKERS:
-            with suppress(TimeoutError, CancelledError), self.client.as_current():
-                wait(futures, SECONDS_BETWEEN_LOOKS, "FIRST_COMPLETED")
-            ready = [future for future in futures if future.status != "pending"]
+        while self.client.status == "running" and time.monotonic() - last_seen < SECONDS_WITHOUT_WORKERS:
+            ready = self._finished(futures)
             if ready:
                 return ready
-            if self.client.status != "running":
-                break
-            if self.client.scheduler_info(n_workers=-1)["workers"]:
+            if self._addresses():
                 last_seen = time.monotonic()
         raise FluoroscopeError(
             "the cluster has lost its scheduler or all of its workers; what they had committed is stored, and the same "
@@ -176,13 +170,30 @@ class Cluster:
 
     def _wind_up(self, job: str, futures: list[Any], take: Callable[[Computed], None]) -> None:
         """Have the workers store what they have computed of their blocks, and give back the others."""
+        if self.client.status != "running":
+            return
         deadline = time.monotonic() + SECONDS_TO_STOP
-        with suppress(Exception):  # its own error is on its way, and the scheduler may be gone
-            self.client.run(_stop, job, on_error="ignore")
-            for future in futures:
-                with suppress(Exception):
-                    take(future.result(timeout=max(deadline - time.monotonic(), 0)))
+        with suppress(Exception):  # another error is on its way, and the scheduler may be gone
+            asked = set(self.client.run(_stop, job, on_error="ignore"))
+            # A worker that comes up only now knows nothing of this, and would begin a block of one that has died.
+            while futures and set() < self._addresses() <= asked and time.monotonic() < deadline:
+                for future in self._finished(futures):
+                    futures.remove(future)
+                    with suppress(Exception):
+                        take(future.result())
             self.client.cancel(futures, force=True)
+
+    def _finished(self, futures: list[Any]) -> list[Any]:
+        """Return the blocks that are finished, after a while none."""
+        from distributed import CancelledError, wait
+
+        with suppress(TimeoutError, CancelledError), self.client.as_current():
+            wait(futures, SECONDS_BETWEEN_LOOKS, "FIRST_COMPLETED")
+        return [future for future in futures if future.status != "pending"]
+
+    def _addresses(self) -> set[str]:
+        """Return the workers that there are now."""
+        return set(self.client.scheduler_info(n_workers=-1)["workers"])
 
     @staticmethod
     def _result(future: Any) -> Computed:

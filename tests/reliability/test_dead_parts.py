@@ -6,6 +6,10 @@ behind, and when the part is mended the same job goes on to the very files of on
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +17,19 @@ from typing import Any
 
 import pytest
 
+from engine import cluster as clusters
 from engine import pixels, sample_table
 from engine.arrays import durable
 from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
+from engine.sources import open_dataset
+from tests import models
+from tests.conftest import ROOT
 from tests.engine import fakes
 from tests.reliability import long_job
+from tests.reliability.command_line import until
 from tests.reliability.long_job import BATCH, FORK, NAME, SAMPLES, SlowEncoder, tree_bytes
+from tests.reliability.small_cache import rows_by_key
 
 SECONDS = 20  # in which a job must have ended, also on a machine that has little time for it
 
@@ -106,8 +116,94 @@ def test_a_part_that_dies_ends_the_job_with_its_own_error_and_keeps_what_was_com
     assert left == []
     long_job.assert_valid(tmp_path)
     rows = len(Cache(tmp_path).array("image", NAME)) if ("image", NAME) in Cache(tmp_path).arrays() else 0
-    assert batches < SAMPLES // BATCH or part in ("the text tower", "the writer of the sample table")
+    # The writer works beside the others: it may die when these small batches are all computed.
+    late = ("the text tower", "the writer of the sample table", "the writer", "a thread of the writer")
+    assert batches < SAMPLES // BATCH or part in late
     if part not in ("the writer", "a thread of the writer"):  # what a dead writer had in hand is lost
         assert rows >= BATCH * (batches - 1)
     long_job.embed(tmp_path, long_job.dataset_in(images))
     assert tree_bytes(tmp_path / "arrays.zarr") == calm
+
+
+def test_on_the_command_line_it_is_exit_status_1_and_the_same_command_goes_on(tmp_path, server):
+    model, folder = models.open_clip_vit(tmp_path / "model"), tmp_path / "images"
+    long_job.dataset_in(folder)
+    arguments = ["embed", f"folder:{folder}", "--model", f"local-dir:{model}", "--device", "cpu", "--batch-size", "4"]
+    arguments += ["--cache", str(tmp_path / "cache")]
+    device_dies = """
+from engine.batches import Runner
+compute, left = Runner._compute, [6]
+def dies(self, *arguments):
+    left[0] -= 1
+    if left[0] < 0:
+        raise RuntimeError("the device fell off the bus")
+    return compute(self, *arguments)
+Runner._compute = dies
+"""
+    job = server.fluoro(tmp_path, *arguments, before=device_dies)
+    assert job.wait(SECONDS * 3) == 1 and "the device fell off the bus" in job.said
+    again = server.fluoro(tmp_path, *arguments)
+    assert again.wait() == 0 and f"image: {SAMPLES - 24} computed, 24 there already" in again.said
+
+
+# -- Past one process ------------------------------------------------------------------------------------------------
+
+
+def slow_encoder(number: int) -> SlowEncoder:
+    """Make the encoder in a worker."""
+    return SlowEncoder(0.3)
+
+
+@pytest.fixture
+def dask() -> Iterator[dict[str, subprocess.Popen]]:
+    """A scheduler and two workers as they are started by hand, by name."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+    def started(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+    running = {"scheduler": started("scheduler", "--host", address)}
+    for number in range(2):
+        running[f"worker {number}"] = started("worker", address, "--nthreads", "1", "--no-nanny")
+    yield {"address": address, **running}
+    for process in running.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["scheduler", "worker"])
+def test_a_scheduler_or_all_workers_that_die_end_the_job_and_what_was_committed_stays(tmp_path, images, dask, dies):
+    said, says = FORK.Pipe(duplex=False)
+
+    def job() -> None:
+        clusters.SECONDS_WITHOUT_WORKERS = 5
+        try:
+            with clusters.start_cluster(scheduler=dask["address"]) as cluster:
+                workers = clusters.Cluster(cluster.client, slow_encoder)
+                Cache(tmp_path).embed(open_dataset(f"folder:{images}"), SlowEncoder(), batch_size=2, cluster=workers)
+        except BaseException as ended:
+            says.send((type(ended).__name__, str(ended)))
+
+    child = FORK.Process(target=job)
+    child.start()
+    until(lambda: any(rows_by_key(tmp_path).values()) or None, 120, lambda: "nothing was computed")
+    for name, process in dask.items():
+        if name.startswith(dies):
+            process.kill()
+    child.join(60)
+    hung = child.is_alive()
+    child.kill()
+    says.close()
+    assert not hung, "the job hangs"
+    kind, message = said.recv()
+    assert kind == "FluoroscopeError" and "the same command goes on from there" in message, message
+    long_job.assert_valid(tmp_path)
+    report = Cache(tmp_path).embed(open_dataset(f"folder:{images}"), SlowEncoder(), batch_size=2)
+    assert 0 < report.computed["image"] < SAMPLES
+    (rows,) = rows_by_key(tmp_path).values()
+    assert len(rows) == SAMPLES
