@@ -122,7 +122,7 @@ def test_load__says_what_is_wrong_and_how_to_mend_it(tmp_path):
 
 def test_build__wrong_requests(tmp_path):
     cache = filled(tmp_path, 5)
-    with pytest.raises(UsageError, match="unknown kind of index 'flat'; known: exact, ivf, hnsw"):
+    with pytest.raises(UsageError, match="unknown kind of index 'flat'; known: exact, ivf, hnsw, pq, or a FAISS"):
         index.build_index(cache, ENCODER, how="flat")
     with pytest.raises(UsageError, match="'pixels' rows cannot be searched"):
         index.build_index(cache, ENCODER, "pixels")
@@ -134,7 +134,7 @@ def test_build__wrong_requests(tmp_path):
 
 def test_without_faiss__exact_search_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
     cache = filled(tmp_path, 200)
-    index.build_index(cache, ENCODER)
+    index.build_index(cache, ENCODER, how="hnsw")
     faiss_loader.load_faiss.cache_clear()
     monkeypatch.setitem(sys.modules, "faiss", None)
     with caplog.at_level(logging.WARNING):
@@ -148,7 +148,7 @@ def test_without_faiss__exact_search_goes_on_with_a_warning(tmp_path, monkeypatc
             truth[:, np.setdiff1d(np.arange(200), some)] = -2
         np.testing.assert_array_equal(rows, np.argsort(-truth, axis=1)[:, :5])
     with pytest.raises(CacheError, match="needs FAISS"):
-        index.load_index(cache, ENCODER)
+        index.load_index(cache, ENCODER, how="hnsw")
 
 
 def test_faiss__a_wheel_that_gives_wrong_neighbours_is_put_aside(monkeypatch, caplog):

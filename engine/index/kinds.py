@@ -1,0 +1,85 @@
+"""Kinds of index by plain names and by FAISS factory strings.
+
+Comes in: ``exact``, ``ivf``, ``hnsw``, ``pq`` or a factory string such as ``IVF1024,PQ64`` (FAISS wiki, "The index
+factory"). Goes out: an empty FAISS index for inner products, and how it is searched. Plain names choose their numbers
+by the size of the collection; a factory string is taken as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from engine.errors import UsageError
+
+PLAIN_KINDS = ("exact", "ivf", "hnsw", "pq")
+HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 128
+# At least so many rows train a cell or a codebook entry (FAISS's own rule), and more than these bring nothing.
+LEAST_TRAINING, MOST_TRAINING = 39, 256
+CODE_BOOK = 256
+# These keep rows less than exactly, so what they find is ranked again by the rows themselves.
+LOSSY = re.compile(r"PQ|SQ|RQ|LSQ|LSH|ITQ|PCA|ZnLattice|RaBitQ|Refine")
+SPELLED = re.compile(r"[A-Za-z0-9_,()]+")
+
+
+def check_kind(how: str) -> str:
+    """Return a kind's name; UsageError where it can be neither a plain name nor a factory string."""
+    if how in PLAIN_KINDS or (SPELLED.fullmatch(how) and how[:1].isupper()):
+        return how
+    raise UsageError(
+        f"unknown kind of index {how!r}; known: {', '.join(PLAIN_KINDS)}, or a FAISS factory string such as "
+        "IVF1024,PQ64 or HNSW32"
+    )
+
+
+def factory_string(how: str, rows: int, dim: int) -> str:
+    """Return the FAISS factory string of a kind for a collection of so many rows."""
+    # Four times the usual square root, so that many small cells can be looked into: text queries lie far from images.
+    cells = max(1, min(round(4 * math.sqrt(rows)), rows // LEAST_TRAINING))
+    if how == "ivf":
+        return f"IVF{cells},Flat"
+    if how == "hnsw":
+        return f"HNSW{HNSW_LINKS}"
+    if how == "pq":
+        parts = next(parts for parts in range(max(dim // 4, 1), 0, -1) if dim % parts == 0)
+        return f"IVF{cells},PQ{parts}" if rows >= CODE_BOOK else "Flat"
+    return "Flat" if how == "exact" else how
+
+
+def empty_index(faiss: Any, how: str, factory: str, dim: int) -> Any:
+    """Return an empty FAISS index of a factory string; UsageError where FAISS does not know it or it does not fit."""
+    try:
+        engine = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UsageError(
+            f"FAISS cannot make an index of kind {how!r} over rows of {dim} numbers ({said_by(error)}); plain kinds: "
+            f"{', '.join(PLAIN_KINDS)}; factory strings: IVF1024,PQ64, HNSW32 ..."
+        ) from error
+    if how == "hnsw":
+        engine.hnsw.efConstruction = HNSW_BUILD
+    return engine
+
+
+def cells_of(faiss: Any, engine: Any) -> Any | None:
+    """Return the part of an index that has cells (an IVF), None where none has."""
+    try:
+        return faiss.extract_index_ivf(engine)
+    except RuntimeError:
+        return None
+
+
+def cells_looked_into(cells: int) -> int:
+    """Return how many of an IVF's cells a search looks into (nprobe)."""
+    return min(cells, max(8, cells // 16))
+
+
+def is_lossy(how: str, factory: str) -> bool:
+    """Tell whether an index keeps less than the rows themselves."""
+    return how != "exact" and LOSSY.search(factory) is not None
+
+
+def said_by(error: Exception) -> str:
+    """Return FAISS's own sentence without the place in its source."""
+    text = str(error).strip()
+    return text.partition("failed: ")[2].strip() or text.rpartition("at ")[0] or text
