@@ -5,8 +5,9 @@ differences between settings from the same resamples (so they are paired). Group
 replacement, because two images of one patient are not two pieces of evidence. Thresholds and heads are held fixed: the
 intervals speak of the test sample, not of training.
 
-A resample is a count for each group, so R replicates of every metric are products with one weight matrix
-(`analysis.metrics.weighted_metrics`), and nothing is resampled in a loop.
+A resample is a count for each group, so R replicates of every metric are products of counts with statistics that are
+added up within each group first (`analysis.metrics.MetricPlan`), and nothing is resampled in a loop. Resamples are
+drawn and scored in blocks, of which each core has one at a time: memory does not grow with samples times replicates.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 (clusters) and 13 (percentile
 interval).
@@ -14,7 +15,9 @@ interval).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,11 +25,15 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, Prediction, check_truth, weighted_metrics
+from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, MetricPlan, Prediction, WeightedMetrics, check_truth
+from analysis.metrics.arrays import as_numpy
 from engine.errors import DataError, UsageError
+from engine.machine import usable_cores
 
-# Cells of the weight matrix (samples, replicates) held at once; 32 MB as float64.
+# Cells of a block of resamples (groups, replicates); 32 MB as float64.
 _WEIGHT_CELLS = 1 << 22
+# Replicates of a block: fewer make the calls cost more than the sums, more gain nothing.
+_BLOCK = (64, 2048)
 
 
 class Interval(NamedTuple):
@@ -40,6 +47,13 @@ class Interval(NamedTuple):
     low: float
     high: float
     replicates: int
+
+
+class Replicates(NamedTuple):
+    """A metric of the data as they are, and of each resample, (R,) float64."""
+
+    value: float
+    replicates: np.ndarray
 
 
 class MeanIntervals(NamedTuple):
@@ -76,6 +90,11 @@ class Bootstrap:
     samples: int
     groups: int
     level: float
+
+    def column(self, setting: str, metric: str, label: str | None = None) -> Replicates:
+        """Return one metric of one setting with all its replicates; UsageError for an unknown name."""
+        row, column = self._setting(setting), self._column(metric, label)
+        return Replicates(float(self.values[row, column]), self.replicates[row, :, column])
 
     def interval(self, setting: str, metric: str, label: str | None = None) -> Interval:
         """Return one metric of one setting; UsageError for an unknown name."""
@@ -119,6 +138,41 @@ class Bootstrap:
         return self.columns.index((metric, label))
 
 
+def group_codes(groups: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the number of each sample's group, (n,) int64, 0 to G - 1 in sorted order, and G.
+
+    Raises
+    ------
+    DataError
+        A sample without a group: missing or blank.
+    """
+    given = np.asarray(groups)
+    codes = pd.factorize(given, sort=True)[0]
+    missing = (codes < 0) | (given == "") if given.dtype.kind in "OUT" else codes < 0
+    if missing.any():
+        raise DataError(f"{missing.sum()} samples have no group; a bootstrap by patient needs one for each")
+    return codes.astype(np.int64), int(codes.max()) + 1 if len(codes) else 0
+
+
+def resample_blocks(group_count: int, replicates: int, seed: int, block: int) -> Iterator[np.ndarray]:
+    """Draw as many groups as there are, with replacement, `replicates` times, in blocks of replicates.
+
+    Yields
+    ------
+    ndarray of int32, (up to `block`, G)
+        How often each group was drawn; every row sums to G. The same seed gives the same rows whatever the block.
+    """
+    if replicates < 1:
+        raise UsageError(f"{replicates} bootstrap replicates asked for; at least 1 is needed (1000 is usual)")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    for start in range(0, replicates, block):
+        rows = min(block, replicates - start)
+        drawn = generator.integers(0, max(1, group_count), size=(rows, group_count))
+        drawn += group_count * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * group_count)
+        yield counts.reshape(rows, group_count).astype(np.int32)
+
+
 def resample_counts(groups: np.ndarray, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw as many groups as there are, with replacement, `replicates` times.
 
@@ -136,18 +190,9 @@ def resample_counts(groups: np.ndarray, replicates: int, seed: int) -> tuple[np.
     counts : ndarray of int32, (R, G)
         How often each group was drawn; every row sums to G.
     """
-    codes = pd.factorize(np.asarray(groups), sort=True)[0]
-    if (codes < 0).any():
-        raise DataError(f"{(codes < 0).sum()} samples have no group; a bootstrap by patient needs one for each")
-    if replicates < 1:
-        raise UsageError(f"{replicates} bootstrap replicates asked for; at least 1 is needed (1000 is usual)")
-    group_count = int(codes.max()) + 1 if len(codes) else 0
-    generator = np.random.Generator(np.random.PCG64(seed))
-    counts = np.empty((replicates, group_count), dtype=np.int32)
-    for row in range(replicates):
-        drawn = generator.integers(0, max(1, group_count), size=group_count)
-        counts[row] = np.bincount(drawn, minlength=group_count)
-    return codes.astype(np.int64), counts
+    codes, group_count = group_codes(groups)
+    block = max(1, _WEIGHT_CELLS // max(1, group_count))
+    return codes, np.concatenate(list(resample_blocks(group_count, replicates, seed, block)))
 
 
 def bootstrap_metrics(
@@ -178,45 +223,111 @@ def bootstrap_metrics(
     Bootstrap
         In a resample without a positive of some label, that label's AUROC and AP are undefined and their macro means
         are over the other labels, while its F1 counts as 0, as in the metrics themselves.
+
+    Raises
+    ------
+    DataError
+        No samples, a sample without a group, shapes that differ, scores that are not finite.
+    UsageError
+        No replicates, or a level that is not between 0 and 1.
     """
     truth = check_truth(y)
+    check_options(truth, predictions, groups, label_names, level)
+    codes, group_count = group_codes(groups)
+    plans = [MetricPlan(truth, each, codes, group_count, label_names) for each in predictions.values()]
+    values = np.concatenate([metric_columns(plan.evaluate(np.ones((group_count, 1)))) for plan in plans])
+    blocks = resample_blocks(group_count, replicates, seed, block_size(group_count, replicates))
+    drawn = evaluate_blocks(plans, blocks, replicates)
+    return Bootstrap(
+        settings=tuple(predictions),
+        label_names=tuple(label_names),
+        columns=metric_names(label_names),
+        values=values,
+        replicates=drawn,
+        samples=len(truth),
+        groups=group_count,
+        level=level,
+    )
+
+
+def check_options(
+    truth: np.ndarray,
+    predictions: Mapping[str, Prediction],
+    groups: np.ndarray,
+    label_names: tuple[str, ...],
+    level: float,
+) -> None:
+    """Raise where samples, groups, label names or the confidence level do not fit; see `bootstrap_metrics`."""
     if not len(truth):
         raise DataError("no samples to score; look at the split and at the list of failures")
+    if not predictions:
+        raise UsageError("no settings to score; give at least one")
     if len(groups) != len(truth):
         raise DataError(f"{len(groups)} groups for {len(truth)} samples; give one group a sample")
     if len(label_names) != truth.shape[1]:
         raise DataError(f"{len(label_names)} label names for {truth.shape[1]} label columns")
     if not 0 < level < 1:
         raise UsageError(f"confidence level {level} is not between 0 and 1; 0.95 is usual")
-    codes, counts = resample_counts(groups, replicates, seed)
-    values = np.stack([_metrics_of(truth, each, np.ones((len(truth), 1)))[0] for each in predictions.values()])
-    drawn = np.empty((len(predictions), replicates, values.shape[1]))
-    block = max(1, _WEIGHT_CELLS // len(truth))
-    for start in range(0, replicates, block):
-        weights = counts[start : start + block].T[codes].astype(np.float64)
-        # Thin products: BLAS threads cost more in waiting for each other than they save.
-        with threadpool_limits(1, user_api="blas"):
-            for row, prediction in enumerate(predictions.values()):
-                drawn[row, start : start + block] = _metrics_of(truth, prediction, weights)
-    columns: list[tuple[str, str | None]] = [(metric, None) for metric in OVERALL_METRICS]
-    columns += [(metric, label) for metric in LABEL_METRICS for label in label_names]
-    return Bootstrap(
-        settings=tuple(predictions),
-        label_names=tuple(label_names),
-        columns=tuple(columns),
-        values=values,
-        replicates=drawn,
-        samples=len(truth),
-        groups=counts.shape[1],
-        level=level,
-    )
 
 
-def _metrics_of(truth: np.ndarray, prediction: Prediction, weights: np.ndarray) -> np.ndarray:
-    """Return all metrics under R columns of weights, (R, M), in the order of `Bootstrap.columns`."""
-    result = weighted_metrics(truth, prediction, weights)
-    overall = np.column_stack([result.overall[metric] for metric in OVERALL_METRICS])
-    return np.concatenate([overall, *(result.per_label[metric] for metric in LABEL_METRICS)], axis=1)
+def block_size(group_count: int, replicates: int) -> int:
+    """Return how many replicates make a block, so that every core gets about as many blocks."""
+    most = min(max(_WEIGHT_CELLS // max(1, group_count), _BLOCK[0]), _BLOCK[1])
+    rounds = -(-replicates // (most * usable_cores()))
+    return max(1, -(-replicates // (max(1, rounds) * usable_cores())))
+
+
+def evaluate_blocks(plans: list[MetricPlan], blocks: Iterator[np.ndarray], columns: int) -> np.ndarray:
+    """Score plans under blocks of weights, one block a core at a time.
+
+    Parameters
+    ----------
+    plans : list of MetricPlan, length S
+        All with the same rows of weights, G.
+    blocks : iterator of ndarray, (block, G)
+        Weights, not negative; drawn only as they are needed.
+    columns : int
+        How many rows all blocks have together, R.
+
+    Returns
+    -------
+    ndarray of float64, (S, R, M)
+        In the order of `metric_names`.
+    """
+    for plan in plans:
+        plan.prepare()
+    workers = usable_cores()
+    scored = np.empty((len(plans), columns, len(OVERALL_METRICS) + len(LABEL_METRICS) * plans[0].labels))
+
+    def score(start: int, block: np.ndarray) -> None:
+        weights = np.ascontiguousarray(block.T, dtype=np.float64)
+        for row, plan in enumerate(plans):
+            scored[row, start : start + len(block)] = metric_columns(plan.evaluate(weights))
+
+    # Thin products: BLAS threads cost more in waiting for each other than they save.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[None]] = deque()
+        start = 0
+        for block in blocks:
+            waiting.append(pool.submit(score, start, block))
+            start += len(block)
+            if len(waiting) > 2 * workers:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+    return scored
+
+
+def metric_names(label_names: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
+    """Return (metric, label or None) of every column of `Bootstrap`, length M."""
+    overall: list[tuple[str, str | None]] = [(metric, None) for metric in OVERALL_METRICS]
+    return tuple(overall + [(metric, label) for metric in LABEL_METRICS for label in label_names])
+
+
+def metric_columns(result: WeightedMetrics) -> np.ndarray:
+    """Return all metrics under R columns of weights as one table, (R, M), in the order of `metric_names`."""
+    overall = np.column_stack([as_numpy(result.overall[metric]) for metric in OVERALL_METRICS])
+    return np.concatenate([overall, *(as_numpy(result.per_label[metric]) for metric in LABEL_METRICS)], axis=1)
 
 
 def clustered_bootstrap(
@@ -255,9 +366,19 @@ def clustered_bootstrap(
 
 
 def percentile_ends(replicates: np.ndarray, level: float, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the percentile interval over an axis, of the values that are not NaN; NaN where none is."""
+    """Return the ends of the percentile interval over an axis, of the values that are not NaN; NaN where none is.
+
+    As ``numpy.nanquantile`` (linear between neighbours), by one sort: NaNs are sorted to the end, and places are
+    counted among the values before them.
+    """
     tail = (1.0 - level) / 2.0
-    undefined = np.isnan(replicates).all(axis=axis)
-    filled = np.where(np.expand_dims(undefined, axis), 0.0, replicates)
-    low, high = np.nanquantile(filled, [tail, 1.0 - tail], axis=axis)
-    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+    ordered = np.sort(np.ascontiguousarray(np.moveaxis(np.asarray(replicates, dtype=np.float64), axis, -1)), axis=-1)
+    defined = (~np.isnan(ordered)).sum(axis=-1)
+    ends = []
+    for share in (tail, 1.0 - tail):
+        place = share * np.maximum(defined - 1, 0)
+        below = np.floor(place).astype(np.int64)
+        above = np.minimum(below + 1, np.maximum(defined - 1, 0))
+        low, high = (np.take_along_axis(ordered, at[..., None], axis=-1)[..., 0] for at in (below, above))
+        ends.append(np.where(defined > 0, low + (high - low) * (place - below), np.nan))
+    return ends[0], ends[1]

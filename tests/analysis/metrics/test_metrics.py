@@ -105,6 +105,9 @@ def test_summary__equals_scikit_learn(case):
         "lrap": oracle.label_ranking_average_precision_score(y, scores),
         "coverage_error": oracle.coverage_error(y, scores),
         "hamming": oracle.hamming_loss(y, decisions),
+        "ranking_loss": oracle.label_ranking_loss(y, scores),
+        "auroc_micro": oracle.roc_auc_score(y.ravel(), scores.ravel()),
+        "over_prediction": decisions.sum() / y.sum(),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(overall[name], value, err_msg=name, **EXACT)
@@ -143,6 +146,8 @@ def test_weighted_metrics__equal_scikit_learn_under_sample_weights(case):
             "lrap": oracle.label_ranking_average_precision_score(y, scores, sample_weight=weight),
             "coverage_error": oracle.coverage_error(y, scores, sample_weight=weight),
             "hamming": oracle.hamming_loss(y, decisions, sample_weight=weight),
+            "ranking_loss": oracle.label_ranking_loss(y, scores, sample_weight=weight),
+            "auroc_micro": oracle.roc_auc_score(y.ravel(), scores.ravel(), sample_weight=weight.repeat(y.shape[1])),
         }
         for name, value in expected.items():
             np.testing.assert_allclose(result.overall[name][column], value, err_msg=name, **EXACT)
@@ -153,6 +158,70 @@ def test_weighted_metrics__equal_scikit_learn_under_sample_weights(case):
             np.testing.assert_allclose(
                 result.per_label["ap"][column, label], sklearn_ap(y[:, label], scores[:, label], weight), **EXACT
             )
+
+
+def test_many_columns_of_weights__give_what_few_give(case):
+    """Thousands of columns take another way through AUROC and AP than a few: products of runs, in float32 and 64."""
+    y, scores, decisions = case
+    generator = np.random.default_rng(12)
+    whole = generator.integers(0, 4, size=(len(y), 40)).astype(float)
+    for weights in (whole, whole + generator.choice([0.0, 0.25], size=whole.shape), whole * 2.0**22):
+        many = metrics.weighted_metrics(y, metrics.Prediction(scores, decisions), weights)
+        few = [
+            metrics.weighted_metrics(y, metrics.Prediction(scores, decisions), weights[:, start : start + 8])
+            for start in range(0, 40, 8)
+        ]
+        for name in ("auroc", "ap"):
+            expected = np.concatenate([part.per_label[name] for part in few])
+            np.testing.assert_allclose(many.per_label[name], expected, err_msg=name, **EXACT)
+        expected = np.concatenate([part.overall["auroc_micro"] for part in few])
+        np.testing.assert_allclose(many.overall["auroc_micro"], expected, **EXACT)
+
+
+def test_patients__weigh_all_their_samples():
+    y, scores, decisions = random_case(13, count=80, levels=3)
+    codes = np.random.default_rng(0).integers(0, 30, 80)
+    weights = np.random.default_rng(1).integers(0, 3, size=(30, 40))
+    plan = metrics.MetricPlan(y, metrics.Prediction(scores, decisions), codes, 30)
+    by_sample = metrics.weighted_metrics(y, metrics.Prediction(scores, decisions), weights[codes])
+    result = plan.evaluate(weights)
+    for name in metrics.OVERALL_METRICS:
+        np.testing.assert_allclose(result.overall[name], by_sample.overall[name], err_msg=name, **EXACT)
+    for name in metrics.LABEL_METRICS:
+        np.testing.assert_allclose(result.per_label[name], by_sample.per_label[name], err_msg=name, **EXACT)
+
+
+def test_torch__gives_numpy_s_numbers(case):
+    torch = pytest.importorskip("torch")
+    y, scores, decisions = case
+    weights = np.random.default_rng(14).integers(0, 3, size=(len(y), 40))
+    weights[0] += 1
+    for columns in (weights, weights[:, :3]):
+        expected = metrics.weighted_metrics(y, metrics.Prediction(scores, decisions), columns)
+        on_torch = metrics.Prediction(torch.as_tensor(scores), torch.as_tensor(decisions))
+        result = metrics.weighted_metrics(torch.as_tensor(y), on_torch, torch.as_tensor(columns))
+        for part, other in zip(result, expected, strict=True):
+            for name, values in part.items():
+                assert isinstance(values, torch.Tensor)
+                np.testing.assert_allclose(values.numpy(), other[name], err_msg=name, **EXACT)
+    assert metrics.summary(torch.as_tensor(y), *on_torch)["overall"]["lrap"] == pytest.approx(
+        metrics.summary(y, scores, decisions)["overall"]["lrap"], abs=1e-12
+    )
+    np.testing.assert_allclose(metrics.auroc(y, torch.as_tensor(scores)).numpy(), metrics.auroc(y, scores), **EXACT)
+    np.testing.assert_allclose(
+        metrics.lrap_samples(y, torch.as_tensor(scores)), metrics.lrap_samples(y, scores), **EXACT
+    )
+
+
+def test_auroc_and_average_precision__stand_alone(case):
+    y, scores, _ = case
+    expected = [sklearn_auroc(truth, score) for truth, score in zip(y.T, scores.T, strict=True)]
+    np.testing.assert_allclose(metrics.auroc(y, scores), expected, **EXACT)
+    expected = [sklearn_ap(truth, score) for truth, score in zip(y.T, scores.T, strict=True)]
+    np.testing.assert_allclose(metrics.average_precision(y, scores), expected, **EXACT)
+    np.testing.assert_allclose(
+        metrics.auroc_micro(y, scores), oracle.roc_auc_score(y, scores, average="micro"), **EXACT
+    )
 
 
 def test_one_label__needs_no_special_case():
@@ -180,7 +249,7 @@ def test_sample_values__average_to_the_metric_and_follow_one_sample(case):
 def test_lrap__same_in_blocks(monkeypatch):
     y, scores, _ = random_case(12, count=101)
     whole = metrics.lrap_samples(y, scores)
-    monkeypatch.setattr(metrics, "_COMPARISON_CELLS", 14 * 14 * 7)
+    monkeypatch.setattr(metrics.samples, "_COMPARISON_CELLS", 14 * 14 * 7)
     np.testing.assert_array_equal(metrics.lrap_samples(y, scores), whole)
 
 
@@ -193,8 +262,17 @@ def test_lrap__same_in_blocks(monkeypatch):
         (lambda y, s, d: (y, np.where(np.arange(14) == 3, np.nan, s), d), "not finite.*row 0, label 3"),
         (lambda y, s, d: (y, s, d[:5]), "decisions have shape"),
         (lambda y, s, d: (y[:0], s[:0], d[:0]), "no samples"),
+        (lambda y, s, d: (y, s[:-1], d), r"scores have shape \(59, 14\), the labels \(60, 14\)"),
     ],
 )
 def test_summary__refuses_what_it_cannot_score(change, message):
     with pytest.raises(DataError, match=message):
         metrics.summary(*change(*random_case(0)))
+
+
+def test_label_with_a_nan_score__is_named():
+    y, scores, decisions = random_case(0)
+    scores[7, 3] = np.nan
+    names = tuple(f"finding {number}" for number in range(14))
+    with pytest.raises(DataError, match="1 scores are not finite, first nan at row 7, label 'finding 3'"):
+        metrics.summary(y, scores, decisions, names)
