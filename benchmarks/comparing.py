@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -73,8 +74,13 @@ def write_record(path: Path, options: Mapping[str, Any], figures: Any) -> None:
         "commit": machine.git_commit(),
         "machine": machine.describe_machine(accelerators=False),
         "versions": machine.versions(),
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+        "options": {name: _without_folders(value) for name, value in options.items()},
         "figures": figures,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _without_folders(value: Any) -> Any:
+    """Return an option as it is, of paths the last part only: where they lay says nothing to others."""
+    return re.sub(r"[^:]*/", "", str(value)) if isinstance(value, str | Path) else value

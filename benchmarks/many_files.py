@@ -2,7 +2,8 @@
 
     python benchmarks/many_files.py [--files 100000] [--new 1000] [--rounds 3] [--folder DIR] [--write]
 
-All with phantom-clip on tiny PNGs, through `Cache.embed`; peak memory is that of a process of its own for each size.
+All with a model that costs next to nothing, on tiny PNGs, through `Cache.embed`; peak memory is that of a process of
+its own for each size.
 Printed: recognising `--files` unchanged files (no image is opened), beside one bare `os.stat` a file; then `--new` new
 ones among them, beside `--new` files alone in an empty cache; then the peak memory of embedding a tenth of the files
 and of embedding all.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from comparing import write_record
-from materials import write_small_pngs
+from materials import write_small_pngs, write_tiny_model
 
 from engine.cache import Cache
 from engine.encoder import load_encoder
@@ -32,9 +33,9 @@ from engine.sources import open_dataset
 RESULTS = Path(__file__).parent / "results" / "many_files.json"
 
 
-def embed(images: Path, cache: Path, rows: slice = slice(None)) -> tuple[float, int, int]:
+def embed(model: Path, images: Path, cache: Path, rows: slice = slice(None)) -> tuple[float, int, int]:
     """Return the seconds, rows computed and images opened of one `Cache.embed`; opening the folder is included."""
-    encoder = load_encoder("phantom-clip", device="cpu")
+    encoder = load_encoder(f"local-dir:{model}", device="cpu")
     start = time.perf_counter()
     dataset = open_dataset(f"folder:{images}")
     if rows != slice(None):
@@ -43,9 +44,9 @@ def embed(images: Path, cache: Path, rows: slice = slice(None)) -> tuple[float, 
     return time.perf_counter() - start, report.computed["image"], report.opened
 
 
-def peak(images: Path, cache: Path, count: int) -> tuple[float, float]:
+def peak(model: Path, images: Path, cache: Path, count: int) -> tuple[float, float]:
     """Return peak memory in MB and seconds of embedding so many files, in a process of its own."""
-    command = [sys.executable, __file__, "--child", str(images), str(cache), str(count)]
+    command = [sys.executable, __file__, "--child", str(model), str(images), str(cache), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     memory, seconds = done.stdout.split()[-2:]
     return float(memory), float(seconds)
@@ -58,22 +59,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--write", action="store_true", help=f"store the figures in results/{RESULTS.name}")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        images, cache, count = options.child
-        seconds = embed(Path(images), Path(cache), slice(0, int(count)))[0]
+        model, images, cache, count = options.child
+        seconds = embed(Path(model), Path(images), Path(cache), slice(0, int(count)))[0]
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds)
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         images, cache = folder / "images", folder / "cache"
+        model = write_tiny_model(folder / "model")
         write_small_pngs(images, options.files)
-        small, _ = peak(images, folder / "tenth", options.files // 10)
-        large, first = peak(images, cache, options.files)
+        small, _ = peak(model, images, folder / "tenth", options.files // 10)
+        large, first = peak(model, images, cache, options.files)
         unchanged, bare = [], []
         for _ in range(options.rounds):
-            seconds, computed, opened = embed(images, cache)
+            seconds, computed, opened = embed(model, images, cache)
             assert (computed, opened) == (0, 0), (computed, opened)
             unchanged.append(seconds)
             start = time.perf_counter()
@@ -85,10 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
             fresh = folder / f"fresh-{number}"
             # Other pixels than all before: a size of their own.
             write_small_pngs(fresh, options.new, size=17 + number)
-            seconds, computed, _ = embed(fresh, folder / f"alone-{number}")
+            seconds, computed, _ = embed(model, fresh, folder / f"alone-{number}")
             alone.append(seconds)
             shutil.copytree(fresh, images / f"new-{number}")
-            seconds, again, opened = embed(images, cache)
+            seconds, again, opened = embed(model, images, cache)
             assert computed == again == opened == options.new, (computed, again, opened)
             added.append(seconds)
     figures = {

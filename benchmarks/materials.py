@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 
 def write_jpegs(folder: Path, count: int, size: int = 512, quality: int = 90) -> list[Path]:
@@ -51,22 +54,35 @@ def write_small_pngs(folder: Path, count: int, size: int = 16) -> None:
 def write_model(folder: Path, architecture: str = "ViT-B-32") -> Path:
     """Write a model of open_clip's with random weights as a `local-dir:` folder."""
     import open_clip
-    import torch
-    from safetensors.torch import save_file
+
+    return _write_random(folder, open_clip.get_model_config(architecture), lambda: open_clip.create_model(architecture))
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Write a model that costs next to nothing, for what is measured around the model; random weights."""
+    import open_clip
+
+    vision = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 32, "image_size": 32}
+    text = {"layers": 1, "width": 64, "heads": 2, "context_length": 77, "vocab_size": 49408}
+    config = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}
+    return _write_random(folder, config, lambda: open_clip.CLIP(**config))
+
+
+def _write_random(folder: Path, config: dict, build: Callable[[], torch.nn.Module]) -> Path:
+    import open_clip
 
     if (folder / "open_clip_config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = open_clip.create_model(architecture)
+        model = build()
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()},
         folder / "open_clip_model.safetensors",
     )
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    document = {"model_cfg": config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+    (folder / "open_clip_config.json").write_text(json.dumps(document))
     return folder
 
 
