@@ -69,7 +69,7 @@ def ranking_of_label(positive: Array, scores: Array, weights: Array) -> tuple[Ar
     hits = positive[order][:, None]
     nothing = xp.zeros_like(columns[:1])
     # The last sample of each run of equal scores, where the sums are those of the level.
-    ends = xp.concatenate([ranked[1:] != ranked[:-1], xp.ones_like(ranked[:1], dtype=xp.bool)])
+    ends = xp.concatenate([ranked[1:] != ranked[:-1], ranked[-1:] == ranked[-1:]])
     true = xp.concatenate([nothing, xp.cumsum(xp.where(hits, columns, 0.0), axis=0)[ends]])
     false = xp.concatenate([nothing, xp.cumsum(xp.where(hits, 0.0, columns), axis=0)[ends]])
     positives = true[1:] - true[:-1]
@@ -161,7 +161,7 @@ class RankingPlan:
             hits = _product(run.hits, weights, run.positives)
             misses = _product(run.misses, weights, run.negatives)
             at, above = hits[0], misses[-1]
-            if run.most * largest**2 >= 2 * _EXACT_FLOAT32:
+            if run.most * largest**2 >= _EXACT_FLOAT32:
                 at, above = floats(at), floats(above)
             # Pairs within the run, and those of its positives with all negatives before it.
             wrong_pairs += (at * above).sum(axis=0)

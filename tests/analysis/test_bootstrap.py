@@ -253,3 +253,17 @@ def test_unknown_names__are_told_with_the_known_ones():
         result.interval("best", "lrap")
     with pytest.raises(UsageError, match="no metric 'recall' overall"):
         result.interval("good", "recall")
+
+
+def test_tensors__are_scored_where_they_lie_with_the_same_result():
+    torch = pytest.importorskip("torch")
+    y, predictions, groups, names = random_study(count=60, group_count=30)
+    options = {"label_names": names, "replicates": 80, "seed": 2}
+    expected = bootstrap.bootstrap_metrics(y, predictions, groups, **options)
+    tensors = {
+        name: Prediction(torch.as_tensor(each.scores), torch.as_tensor(each.decisions))
+        for name, each in predictions.items()
+    }
+    result = bootstrap.bootstrap_metrics(y, tensors, groups, **options)
+    np.testing.assert_allclose(result.replicates, expected.replicates, **EXACT)
+    np.testing.assert_allclose(result.values, expected.values, **EXACT)

@@ -1,0 +1,145 @@
+"""Subgroups against scoring each alone, and the gap's test against a plain loop of permutations and its error rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import metrics, subgroups
+from analysis.metrics import Prediction
+from engine.errors import DataError, UsageError
+
+NAMES = ("a", "b", "c")
+
+
+def study(seed: int = 0, count: int = 120, gap: float = 0.0) -> tuple:
+    """Samples of patients with two images each; women are served worse by `gap`."""
+    generator = np.random.default_rng(seed)
+    patients = np.arange(count) // 2
+    sex = np.array(["F", "M"], dtype=object)[(patients * 7 % 5) % 2]
+    y = generator.random((count, 3)) < 0.4
+    strength = np.where(sex == "F", 1.5 - gap, 1.5)[:, None]
+    predictions = {
+        name: Prediction(scores, scores > 0.7)
+        for name in ("probe", "tuned")
+        for scores in [generator.normal(size=y.shape) + strength * y]
+    }
+    return y, predictions, patients, sex
+
+
+def measured(y, predictions, patients, values, **options) -> subgroups.Subgroups:
+    options = {"replicates": 60, "permutations": 60} | options
+    return subgroups.subgroup_metrics(y, predictions, patients, values, label_names=NAMES, column="sex", **options)
+
+
+def test_values__are_those_of_each_subgroup_alone():
+    y, predictions, patients, sex = study()
+    result = measured(y, predictions, patients, sex)
+    for value in ("F", "M"):
+        rows = sex == value
+        for setting, each in predictions.items():
+            alone = metrics.summary(y[rows], each.scores[rows], each.decisions[rows])
+            for name in ("map", "f1_macro", "lrap", "auroc_micro"):
+                found = result.bootstraps[value].interval(setting, name)
+                np.testing.assert_allclose(found.value, alone["overall"][name], atol=1e-12)
+                assert found.low <= found.value <= found.high
+    counts = result.counts.set_index("subgroup")
+    assert counts.loc["F", "samples"] == (sex == "F").sum() and counts.loc["F", "groups"] == (sex == "F").sum() // 2
+    table = result.table()
+    assert set(table["subgroup"]) == {"F", "M"} and len(table) == 2 * len(result.bootstraps["F"].table())
+
+
+def test_gap__is_tested_as_a_loop_of_permutations_would():
+    y, predictions, patients, sex = study(1, count=60)
+    result = measured(y, predictions, patients, sex, permutations=40, seed=4)
+    gaps = result.gaps(["lrap", "coverage_error"]).set_index(["setting", "metric"])
+    units = np.unique(patients)
+    of_unit = np.array([np.flatnonzero(np.array(["F", "M"]) == sex[patients == unit][0])[0] for unit in units])
+    generator = np.random.Generator(np.random.PCG64(4))
+    each = predictions["probe"]
+    values = metrics.lrap_samples(y, each.scores)
+    spreads = []
+    dealt = generator.permuted(np.tile(of_unit, (40, 1)), axis=1)
+    for row in dealt:
+        means = [values[row[patients] == number].mean() for number in (0, 1)]
+        spreads.append(abs(means[0] - means[1]))
+    observed = abs(values[sex == "F"].mean() - values[sex == "M"].mean())
+    found = gaps.loc[("probe", "lrap")]
+    np.testing.assert_allclose(found["gap"], observed, atol=1e-12)
+    np.testing.assert_allclose(found["p"], (1 + np.sum(np.array(spreads) >= observed - 1e-12)) / 41)
+    coverage = {value: result.bootstraps[value].interval("probe", "coverage_error").value for value in ("F", "M")}
+    assert gaps.loc[("probe", "coverage_error"), "best"] == min(coverage, key=coverage.get)
+
+
+def test_a_real_gap_is_found_and_best_of_many_equal_subgroups_is_not():
+    y, predictions, patients, sex = study(2, count=600, gap=1.2)
+    gaps = measured(y, predictions, patients, sex, permutations=199).gaps(["auroc_macro"])
+    assert (gaps["p_holm"] < 0.05).all() and (gaps["worst"] == "F").all() and (gaps["low"] > 0).all()
+    # Eight subgroups that differ by chance only: the largest gap among 28 pairs looks large, and is not called so.
+    found = []
+    for seed in range(20):
+        y, predictions, patients, _ = study(seed, count=240)
+        of_chance = np.random.default_rng(seed).integers(0, 8, 120)[patients]
+        result = measured(y, predictions, patients, of_chance, permutations=39, replicates=2)
+        found.append(result.gaps(["lrap"])["p"].iloc[0] <= 0.05)
+    assert np.sum(found) <= 4  # binomial(20, 0.05) exceeds this once in 400
+
+
+def test_subgroups__small_ones_and_missing_values_are_shown_but_not_compared():
+    y, predictions, patients, sex = study()
+    sex[:4] = "X"
+    sex[4:8] = [None, np.nan, "", " "]
+    result = measured(y, predictions, patients, sex)
+    counts = result.counts.set_index("subgroup")
+    assert counts["compared"].to_dict() == {"(not given)": False, "F": True, "M": True, "X": False}
+    assert counts.loc["X", "groups"] == 2 and counts.loc["(not given)", "samples"] == 4
+    assert (result.gaps(["map"])["subgroups"] == 2).all()
+    assert {"X", "(not given)"} <= set(result.table()["subgroup"])
+
+
+def test_subgroup_without_a_label__leaves_it_out_and_says_how_many_were_compared():
+    y, predictions, patients, sex = study()
+    three = sex.copy()
+    three[80:] = "other"
+    y[80:, 1] = False
+    result = measured(y, predictions, patients, three)
+    gaps = result.gaps(["ap", "f1"], labels=["a", "b"]).set_index(["setting", "metric", "label"])
+    assert gaps.loc[("probe", "ap", "a"), "subgroups"] == 3 and gaps.loc[("probe", "ap", "b"), "subgroups"] == 2
+    one = measured(y, predictions, patients, np.full(len(y), "F")).gaps(["map"])
+    assert one["gap"].isna().all() and (one["best"] == "").all() and one["p_holm"].isna().all()
+
+
+def test_views_of_one_patient__are_resampled_together():
+    y, predictions, patients, _ = study()
+    y[1::2] = y[::2]
+    view = np.array(["frontal", "lateral"] * 60)
+    result = measured(y, predictions, patients, view)
+    assert result.counts["groups"].tolist() == [60, 60]
+    drawn = [result.bootstraps[name].column("probe", "positives", "a").replicates for name in ("frontal", "lateral")]
+    np.testing.assert_array_equal(*drawn)
+    assert np.ptp(drawn[0]) > 0
+
+
+def test_bands__name_ages_and_numbers_of_findings():
+    ages = [0, 17.9, 18, 39, 40, 79, 80, 101, np.nan, "", "045", None]
+    assert subgroups.age_bands(ages).tolist() == [
+        "under 18", "under 18", "18-39", "18-39", "40-59", "60-79", "80 and over", "80 and over", "", "", "40-59", ""
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="increasing"):
+        subgroups.age_bands(ages, (40, 18))
+    y = np.array([[0, 0, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    expected = ["no finding", "one finding", "several findings", "no finding"]
+    assert subgroups.finding_counts(y, ("a", "b", "No Finding")).tolist() == expected
+    assert subgroups.finding_counts(y, NAMES)[0] == "one finding"
+
+
+def test_what_cannot_be_divided__is_refused():
+    y, predictions, patients, sex = study()
+    with pytest.raises(DataError, match="119 values of 'sex' for 120 samples"):
+        measured(y, predictions, patients, sex[:-1])
+    with pytest.raises(DataError, match="no sample has a value of 'sex'"):
+        measured(y, predictions, patients, np.full(120, ""))
+    with pytest.raises(DataError, match="1 samples have no group"):
+        measured(y, predictions, np.array([""] + ["p"] * 119, dtype=object), sex)
+    with pytest.raises(DataError, match="no samples to score"):
+        measured(y[:0], {}, patients[:0], sex[:0])
