@@ -1,7 +1,8 @@
 """Heads for data too small to hold rows back: every row is explained by a head that never saw its patient.
 
 In come embeddings, truth and groups; out go folds by group and one head a fold, trained on the other folds. C is chosen
-inside: one of the other folds serves as validation, and the head is then trained on all of them with that C.
+inside: one of the other folds serves as validation, and the head is then trained on all of them with that C. The inner
+and outer fits of all folds are one sweep of `solve_logistic`: a row of weights says which rows a fit may see.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import pandas as pd
 
 from analysis.heads import LinearHead
 from analysis.metrics import check_truth
-from analysis.probe import C_GRID, fit_probe
+from analysis.probes.fitting import C_GRID, check_part, warn_of_unfinished
+from analysis.probes.logistic import TOLERANCE, solve_logistic
+from analysis.probes.selection import choose_best, validation_scores
 from engine.errors import DataError, UsageError
 
 
@@ -128,33 +131,57 @@ def crossfit_heads(
     folds, seed : int
         As in `group_folds`.
     c_grid, select, normalize, encoder_id
-        As in `analysis.probe.fit_probe`. With two folds C cannot be chosen inside, so the grid must be one value.
+        As in `analysis.probes.fit_probe`. With two folds C cannot be chosen inside, so the grid must be one value.
 
     Returns
     -------
     CrossFit
+        Labels of one value only among the rows of a fold's training get their prior there, and are named in the head's
+        provenance.
     """
-    truth, embeddings = check_truth(y), np.asarray(x)
-    if len(embeddings) != len(truth):
-        raise DataError(f"{len(embeddings)} embeddings for {len(truth)} rows of labels")
+    names, grid = tuple(label_names), sorted(float(value) for value in c_grid)
+    if len(np.asarray(x)) != len(np.asarray(y)):
+        raise DataError(f"{len(np.asarray(x))} embeddings for {len(np.asarray(y))} rows of labels")
+    embeddings, truth = check_part(x, y, names, "cross-fitting", normalize)
     fold = group_folds(groups, folds, seed, truth)
-    if len(c_grid) > 1 and folds < 3:
-        raise UsageError(f"2 folds leave no fold to choose among {len(c_grid)} values of C on; use 3 or more, or one C")
+    if len(grid) > 1 and folds < 3:
+        raise UsageError(f"2 folds leave no fold to choose among {len(grid)} values of C on; use 3 or more, or one C")
+    rest = np.stack([fold != held_out for held_out in range(folds)])
+    inner = np.stack([fold == (held_out + 1) % folds for held_out in range(folds)])
+    seen = np.concatenate([rest, rest & ~inner]) if len(grid) > 1 else rest
+    fits = solve_logistic(embeddings, truth, grid, row_weights=seen, label_names=names)
+    warn_of_unfinished(fits, TOLERANCE, 200)
     heads = []
     for held_out in range(folds):
-        rest = fold != held_out
-        c = [float(value) for value in c_grid]
-        if len(c) > 1:
-            inner = fold == (held_out + 1) % folds
-            train = rest & ~inner
-            chosen = fit_probe(
-                embeddings[train], truth[train], embeddings[inner], truth[inner],
-                label_names=label_names, c_grid=c, select=select, normalize=normalize,
-            )  # fmt: skip
-            c = [float(chosen.head.provenance["C"])]
-        fitted = fit_probe(
-            embeddings[rest], truth[rest], embeddings[:0], truth[:0],
-            label_names=label_names, c_grid=c, normalize=normalize, encoder_id=encoder_id,
-        )  # fmt: skip
-        heads.append(fitted.head)
+        chosen = 0
+        if len(grid) > 1:
+            weight, bias = fits.weight[folds + held_out, 0], fits.bias[folds + held_out, 0]
+            rows = inner[held_out]
+            chosen = choose_best(
+                [
+                    validation_scores(truth[rows], embeddings[rows] @ weight[:, level].T + bias[:, level])
+                    for level in range(len(grid))
+                ],
+                select,
+            )
+        untrained = [name for name, trained in zip(names, fits.trained[held_out, 0], strict=True) if not trained]
+        heads.append(
+            LinearHead(
+                weight=fits.weight[held_out, 0, :, chosen],
+                bias=fits.bias[held_out, 0, :, chosen],
+                label_names=names,
+                normalised=normalize,
+                encoder_id=encoder_id,
+                provenance={
+                    "recipe": "logistic regression, cross-fitted",
+                    "C": grid[chosen],
+                    "c_grid": grid,
+                    "select": select if len(grid) > 1 else None,
+                    "fold": held_out,
+                    "train_samples": int(rest[held_out].sum()),
+                    "train_positives": truth[rest[held_out]].sum(axis=0).tolist(),
+                    "untrained_labels": untrained,
+                },
+            )
+        )
     return CrossFit(tuple(heads), fold)

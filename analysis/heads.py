@@ -1,6 +1,6 @@
 """A linear head: one weight vector and bias a label, on embeddings of one encoder; kept as a plain NumPy archive.
 
-In come weights from any trainer (`analysis.probe`, fine-tuning); out go logits, probabilities, and a file that opens
+In come weights from any trainer (`analysis.probes`, fine-tuning); out go logits, probabilities, and a file that opens
 without pickle and refuses what does not fit. A head remembers whether it was trained on normalised embeddings and on
 which encoder, because on any other its numbers mean nothing.
 """

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import distances, probe, thresholds
+from analysis import distances, probes, thresholds
 from analysis.metrics import auroc, average_precision, check_truth, summary
 from analysis.prompts import Prompts, build_prompts
 from analysis.zeroshot import zero_shot_scores as dot_products
@@ -175,9 +175,9 @@ def linear_probe(
     label_names: Sequence[str] = STUDY_LABELS,
     seed: int = SEED,
     encoder_id: str = "",
-) -> probe.ProbeResult:
-    """Train the study's probe (`analysis.probe.paper_probe`) with its own settings."""
-    return probe.paper_probe(train_x, train_y, val_x, val_y, label_names=label_names, seed=seed, encoder_id=encoder_id)
+) -> probes.ProbeResult:
+    """Train the study's probe (`analysis.probes.paper_probe`) with its own settings."""
+    return probes.paper_probe(train_x, train_y, val_x, val_y, label_names=label_names, seed=seed, encoder_id=encoder_id)
 
 
 def paper_finetune_settings() -> dict[str, Any]:

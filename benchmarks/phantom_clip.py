@@ -95,7 +95,7 @@ def main() -> None:
     chosen = parser.parse_args()
     # Imported here: drawing processes import this file too, and need none of it.
     from analysis.metrics import auroc
-    from analysis.probe import fit_probe
+    from analysis.probes import fit_probe
     from analysis.zeroshot import zero_shot_scores
     from engine.encoder import load_encoder
 

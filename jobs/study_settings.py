@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from analysis import cam, finetune, paper, probe, prompts, thresholds, zeroshot
+from analysis import cam, finetune, paper, probes, prompts, thresholds, zeroshot
 from analysis.heads import LinearHead
 from analysis.metrics import Prediction
 from analysis.training_inputs import KeptResults
@@ -218,7 +218,7 @@ def probe_head(
     train, val = material.rows("train"), material.rows("val")
     x, y, names, encoder_id = material.features, material.y, material.dataset.label_names, material.encoder.id
     if protocol == "sound":
-        fitted = probe.fit_probe(
+        fitted = probes.fit_probe(
             x[train], y[train], x[val], y[val], label_names=names, c_grid=section.C, encoder_id=encoder_id
         )
     else:

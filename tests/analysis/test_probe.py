@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, log_loss
 
-from analysis import probe
+from analysis import probes as probe
 from engine.errors import DataError, UsageError
 
 LABELS = ("Edema", "Fracture", "Pneumothorax", "No Finding")
