@@ -204,6 +204,107 @@ def paired_recall(
     return np.array([right[:, :k].any(axis=1).mean() for k in wanted])
 
 
+def recall_against(found: np.ndarray, truth: np.ndarray, ks: Sequence[int] = KS) -> np.ndarray:
+    """Return the share of the k truly nearest rows that a search has among its first k, a mean over queries.
+
+    Parameters
+    ----------
+    found, truth : ndarray of int, (q, at least the largest k)
+        Row numbers, best first; -1 where there are fewer.
+    ks : sequence of int
+
+    Returns
+    -------
+    ndarray of float64, (K,)
+        Queries to which nothing is near (truth of -1 only) are left out; NaN where none is left.
+    """
+    wanted, shares = _wanted(ks), []
+    for k in wanted:
+        real = truth[:, :k] != NO_HIT
+        same = (found[:, :k, None] == truth[:, None, :k]) & real[:, None, :]
+        counts = real.sum(axis=1)
+        asked = counts > 0
+        shares.append((same.any(axis=1).sum(axis=1)[asked] / counts[asked]).mean() if asked.any() else np.nan)
+    return np.array(shares)
+
+
+@dataclass(frozen=True)
+class LabelRanking:
+    """How well whole rankings put images with the query's label first.
+
+    Parameters
+    ----------
+    average_precision : ndarray of float64, (L,)
+        Mean over the label's queries (mAP of a label); NaN for labels without queries.
+    chance : ndarray of float64, (L,)
+        Share of the label among the other images, which a ranking at random reaches.
+    queries : ndarray of int64, (L,)
+    """
+
+    average_precision: np.ndarray
+    chance: np.ndarray
+    queries: np.ndarray
+
+    def macro(self) -> float:
+        """Return the mean over the labels that have it."""
+        return float(mean_of_defined(self.average_precision))
+
+
+def label_ranking(
+    features: np.ndarray,
+    y: np.ndarray,
+    *,
+    groups: Sequence[str] | np.ndarray | None = None,
+    queries: np.ndarray | None = None,
+) -> LabelRanking:
+    """Return the mean average precision of ranking all other images by cosine similarity to images with a label.
+
+    Parameters
+    ----------
+    features : ndarray of float, (n, d)
+    y : ndarray of 0/1, (n, L)
+        An image counts as a query for each of its labels.
+    groups : (n,) str, optional
+        Patient of each image; images of the query's patient are not ranked.
+    queries : ndarray of int, (q,), optional
+        Rows that ask; by default all. All other rows are ranked.
+
+    Notes
+    -----
+    Average precision as `sklearn.metrics.average_precision_score`; equal cosines share their place there, and do here.
+    """
+    truth, values = check_truth(y), normalise_rows(features)
+    if len(values) != len(truth):
+        raise DataError(f"{len(values)} embeddings for {len(truth)} rows of labels")
+    own = pd.factorize(np.arange(len(truth)) if groups is None else np.asarray(groups, dtype=object))[0]
+    asked = np.arange(len(truth)) if queries is None else np.asarray(queries, dtype=np.int64)
+    sums, chances = np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
+    counts = np.zeros(truth.shape[1], np.int64)
+    for row in asked.tolist():
+        labels = np.flatnonzero(truth[row])
+        others = own != own[row]
+        if not len(labels) or not others.any():
+            continue
+        right = truth[others][:, labels]
+        there = right.any(axis=0)
+        precision = _average_precision(values[others] @ values[row], right[:, there])
+        sums[labels[there]] += precision
+        chances[labels[there]] += right[:, there].mean(axis=0)
+        counts[labels[there]] += 1
+    with np.errstate(invalid="ignore"):
+        return LabelRanking(sums / counts, chances / counts, counts)
+
+
+def _average_precision(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the average precision, (l,), of one ranking (n,) for several truths (n, l), each with a positive."""
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(right[order], axis=0)
+    # Places with equal scores count as one: only the last of them is a cut.
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    gains = np.diff(found[ends], axis=0, prepend=0)
+    return np.asarray((gains * found[ends] / (ends + 1)[:, None]).sum(axis=0) / found[-1])
+
+
 def _wanted(ks: Sequence[int]) -> tuple[int, ...]:
     wanted = tuple(sorted({int(k) for k in ks}))
     if not wanted or wanted[0] < 1:

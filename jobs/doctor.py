@@ -36,6 +36,8 @@ State = Literal["good", "slow", "missing", "broken"]
 GIB = 1 << 30
 LITTLE_SPACE = 2 * GIB
 LITTLE_MEMORY = 4 * GIB
+# FAISS's search is a product and a selection; one that takes so many times a product has a BLAS for another processor.
+SLOW_FAISS = 3.0
 
 
 class Config(CacheOptions):
@@ -101,6 +103,7 @@ def run(config: Config, progress: Progress | None = None) -> Result:
         ("torch", look_at_torch),
         ("models", look_at_models),
         ("FAISS", look_at_faiss),
+        ("exact search", look_at_exact_search),
         ("zarr", look_at_zarr),
         ("images", look_at_images),
         ("cache", lambda: look_at_cache(config.cache)),
@@ -244,6 +247,7 @@ def look_at_faiss() -> Finding:
     if not np.array_equal(nearest, truth):
         step = "install another release: pip install --force-reinstall faiss-cpu"
         return Finding("FAISS", "broken", value, "a small search gives wrong neighbours here", step, details)
+    times_slower = details["times_of_product"] = round(_faiss_beside_product(faiss), 2)
     if devices:
         problem = _gpu_search_problem(faiss, vectors, truth)
         details["gpu_search"] = problem or "right"
@@ -253,7 +257,34 @@ def look_at_faiss() -> Finding:
                 "FAISS", "slow", value, f"the GPU search fails ({problem}); the processor does it", step, details
             )
         return Finding("FAISS", "good", value, f"a small search is right, on {devices} GPU too", details=details)
+    if times_slower > SLOW_FAISS:
+        step = (
+            "set OPENBLAS_CORETYPE to a kernel that this processor runs (SkylakeX with AVX-512, else Haswell or Zen), "
+            "or install faiss-cpu from conda-forge, which brings a newer BLAS"
+        )
+        meaning = (
+            f"its search takes {times_slower:.1f} times as long as torch's product: building ivf and pq indexes is "
+            "slow; exact search does not use it"
+        )
+        return Finding("FAISS", "slow", value, meaning, step, details)
     return Finding("FAISS", "good", value, "a small search is right, on the processor", details=details)
+
+
+def look_at_exact_search() -> Finding:
+    """Say how fast exact search is here, and up to how many rows that is enough."""
+    from engine.index import products
+
+    way, rows = products.fastest_way(), products.fast_enough_rows(512)
+    thousand = products.exact_seconds(1_000_000, 512, 1000)
+    one = products.exact_seconds(1_000_000, 512, 1)
+    shown = "bfloat16 by torch, then float64" if way.library == "bf16" else f"float32 by {way.library}"
+    value = f"{shown}, {spoken_rate(way.rate / 1e9)} GFLOP/s"
+    meaning = (
+        f"in 1,000,000 x 512 a query takes about {one:.2f} s, 1,000 at once {thousand:.1f} s; it needs no index up to "
+        f"some {rows:,} rows"
+    )
+    details = {"library": way.library, "rate": way.rate, "fast_enough_rows": rows, "seconds": {1: one, 1000: thousand}}
+    return Finding("exact search", "good", value, meaning, details=details)
 
 
 def look_at_zarr() -> Finding:
@@ -355,6 +386,20 @@ def _matrix_speed(kind: Any, size: int = 768, least_seconds: float = 0.05) -> fl
         matrix @ matrix
         rounds += 1
     return 2 * size**3 * rounds / seconds / 1e9
+
+
+def _faiss_beside_product(faiss: Any, rows: int = 16384, queries: int = 256, dim: int = 256) -> float:
+    """Return how many times as long FAISS's exact search takes as the bare product of the same size by torch."""
+    import torch
+
+    from engine.index.products import best_seconds
+
+    generator = torch.Generator().manual_seed(0)
+    vectors, asked = torch.randn((rows, dim), generator=generator), torch.randn((queries, dim), generator=generator)
+    index = faiss.IndexFlatIP(dim)
+    index.add(vectors.numpy())
+    search = best_seconds(lambda: index.search(asked.numpy(), 10), 0.05)
+    return search / best_seconds(lambda: vectors @ asked.T, 0.05)
 
 
 def _gpu_search_problem(faiss: Any, vectors: np.ndarray, truth: np.ndarray) -> str:

@@ -1,4 +1,8 @@
-"""`fluoro index`: build a search index over the cached embeddings of an encoder."""
+"""`fluoro index`: build a search index over the cached embeddings of an encoder, or bring one up to date.
+
+Where there is an index that is behind its cache, only the new rows are added. The result says how long exact search,
+which needs no index, takes on this machine, so that one can tell whether an index is worth having.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from engine.cache import Cache
 from engine.errors import UsageError
-from engine.index import build_index
+from engine.index import build_index, kinds, products, update_index
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_time
 
@@ -21,13 +25,36 @@ class Config(CacheOptions):
 
     encoder: str | None = Field(None, description="encoder id; may be left out where the cache has one only")
     kind: Literal["image", "text"] = Field("image", description="which embeddings")
-    how: Literal["exact", "ivf", "hnsw"] = Field("exact", description="kind of index")
-    seed: int = Field(0, description="of the random rows that an IVF's cells are trained on")
+    how: str = Field("exact", description="exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64")
+    seed: int = Field(0, description="of the random rows that it is trained on")
+    rebuild: bool = Field(False, description="build it anew also where new rows could be added to what is there")
+
+    @field_validator("how")
+    @classmethod
+    def _known_kind(cls, how: str) -> str:
+        try:
+            return kinds.check_kind(how)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class Built:
-    """The index that was built."""
+    """The index that was built.
+
+    Parameters
+    ----------
+    encoder, kind, how, path : str
+    rows, bytes : int
+        All that it covers, and its size.
+    seconds : float
+    added : int
+        Rows that were added now; all of them where it was built.
+    query_seconds, thousand_seconds : float
+        About how long exact search takes here in as many rows: for one query, and for a thousand at once.
+    fast_enough : int
+        Up to so many rows exact search answers a query within a second here.
+    """
 
     encoder: str
     kind: str
@@ -36,12 +63,23 @@ class Built:
     bytes: int
     seconds: float
     path: str
+    added: int
+    query_seconds: float
+    thousand_seconds: float
+    fast_enough: int
 
     def lines(self) -> Iterator[str]:
         """Return what was built as a sentence."""
         yield (
             f"{self.how} index over {self.rows:,} {self.kind} rows of {self.encoder}: {spoken_bytes(self.bytes)} in "
             f"{spoken_time(self.seconds)}, {self.path}"
+        )
+        if self.added < self.rows:
+            yield f"it was there and took in {self.added:,} new rows; --rebuild builds it anew"
+        yield (
+            f"exact search, which needs no index, takes about {self.query_seconds:.3f} s a query here and "
+            f"{self.thousand_seconds:.2f} s for 1,000 at once; it is fast enough (a second a query) up to some "
+            f"{self.fast_enough:,} rows"
         )
 
 
@@ -58,9 +96,18 @@ def run(config: Config, *, progress: Progress | None = None) -> Built:
     progress, cache, start = progress or Progress(), Cache(config.cache), time.perf_counter()
     encoder = config.encoder or only_encoder(cache, config.kind)
     with progress.step(f"index {config.kind} rows"):
-        info = build_index(cache, encoder, config.kind, config.how, seed=config.seed).info
+        if config.rebuild:
+            index = build_index(cache, encoder, config.kind, config.how, seed=config.seed)
+            added = len(index)
+        else:
+            index, added = update_index(cache, encoder, config.kind, config.how, seed=config.seed)
+    info, taken = index.info, time.perf_counter() - start
     path = cache.storage.place(f"indexes/{info.name}.faiss")
-    return Built(encoder, config.kind, config.how, info.rows, info.bytes, time.perf_counter() - start, path)
+    one, thousand = (products.exact_seconds(info.rows, info.dim, queries) for queries in (1, 1000))
+    fast_enough = products.fast_enough_rows(info.dim)
+    return Built(
+        encoder, config.kind, config.how, info.rows, info.bytes, taken, path, added, one, thousand, fast_enough
+    )
 
 
 def only_encoder(cache: Cache, kind: str) -> str:

@@ -1,12 +1,14 @@
-"""`fluoro search`: the samples of a data set nearest to texts, image files or samples of it.
+"""`fluoro search`: the samples of a data set nearest to texts, image files, samples of it or vectors.
 
-Comes in: an embedded data set, the model, any number of queries. Goes out: for each query its nearest samples with
-cosine, id, patient, labels and text. Only what is embedded can be found; what is not is counted and said, as is what an
-index on disk does not cover yet.
+Comes in: an embedded data set, the model, any number of queries, conditions on the samples. Goes out: for each query
+its nearest samples with cosine, id, patient, labels and text, as a table or JSON, and in files if wanted. A filter is
+applied before the search, so it takes nothing away from the k. Only what is embedded can be found; what is not is
+counted and said, as is what an index on disk does not cover yet.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +16,30 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from engine import pixels
+from engine import sample_filter
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.errors import UsageError
-from engine.faiss_loader import load_faiss
 from engine.features import align
-from engine.index import Index, build_index, has_index, load_index
-from engine.row_buffer import to_half
-from jobs import opening
+from engine.index import Index, build_index, has_index, kinds, load_index, products
+from engine.sample_search import Hits, SampleSearch
+from engine.tables import offer
+from jobs import opening, search_output, search_queries
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
-from jobs.progress import Progress
+from jobs.progress import Progress, spoken_time
+from jobs.search_queries import Asked
+
+log = logging.getLogger(__name__)
 
 TEXT_SHOWN = 60
+TABLES_SHOWN = 20
 HIT_COLUMNS = ["rank", "score", "id", "group", "view", "split", "labels", "text"]
+# Exact search is what is done, unless it takes longer and there is another index.
+PATIENCE_SECONDS = 2.0
+SMALL_SEARCH = 1 << 31
 
 
 class Config(DatasetOptions, ModelOptions, CacheOptions):
@@ -39,16 +48,38 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     text: list[str] = Field(default_factory=list, description="texts to search by")
     image: list[Path] = Field(default_factory=list, description="image files to search by")
     id: list[str] = Field(default_factory=list, description="ids of samples to search by")
+    vector: list[Path] = Field(default_factory=list, description=".npy files of vectors to search by")
+    text_file: list[Path] = Field(default_factory=list, description="files of texts: one a line, or a column 'text'")
+    id_file: list[Path] = Field(default_factory=list, description="files of ids: one a line, or a column 'id'")
+    together: bool = Field(False, description="join all queries into one: their mean, each scaled to length one")
+    minus_text: list[str] = Field(default_factory=list, description="texts to keep away from; joins all queries")
+    minus_image: list[Path] = Field(default_factory=list, description="image files to keep away from")
+    minus_id: list[str] = Field(default_factory=list, description="samples to keep away from")
+    where: list[str] = Field(default_factory=list, description="conditions on the samples: " + sample_filter.FORMS)
+    one_per: str | None = Field(None, description="column of which each value is found once, such as group")
     k: int = Field(10, ge=1, description="neighbours of each query")
     kind: Literal["image", "text"] = Field("image", description="search among images or texts")
-    how: Literal["exact", "ivf", "hnsw"] = Field("exact", description="kind of index")
+    how: str = Field("auto", description="kind of index; auto: exact where that is fast enough, else what was built")
     exclude_self: bool = Field(True, description="leave a sample out of its own neighbours")
+    output: list[Path] = Field(default_factory=list, description="files to write: .csv, .parquet, .json or .png")
+
+    @field_validator("how")
+    @classmethod
+    def _known_kind(cls, how: str) -> str:
+        return how if how == "auto" else _as_value(kinds.check_kind, how)
+
+    @field_validator("output")
+    @classmethod
+    def _known_outputs(cls, output: list[Path]) -> list[Path]:
+        for path in output:
+            _as_value(search_output.form_of, path)
+        return output
 
     @model_validator(mode="after")
     def _asked(self) -> Config:
-        if not (self.text or self.image or self.id):
+        if not (self.text or self.image or self.id or self.vector or self.text_file or self.id_file):
             raise ValueError("nothing to search by; give --text, --image or --id, each as often as wanted")
-        if not all(text.strip() for text in self.text):
+        if not all(text.strip() for text in [*self.text, *self.minus_text]):
             raise ValueError("an empty text cannot be searched by")
         return self
 
@@ -60,7 +91,7 @@ class Answer:
     Parameters
     ----------
     query : dict
-        {"text": ...}, {"image": ...} or {"id": ...}.
+        {"text": ...}, {"image": ...}, {"id": ...}, {"vector": ...} or, joined, {"together": ...}.
     hits : list of dict
         rank, score (cosine), id, group, view, split, labels, text; best first, at most k.
     """
@@ -77,11 +108,15 @@ class Found:
     ----------
     encoder : str
     answers : list of Answer
-        In the order texts, images, ids.
+        In the order texts, images, ids, vectors.
     searched, missing : int
-        Samples of the data set that are embedded, and that are not (those cannot be found).
+        Samples of the data set that were searched, and that are not embedded (those cannot be found).
     behind : int
         Rows of the cache that the index on disk does not cover.
+    how : str
+        Kind of index that answered.
+    files : list of Path
+        What was written.
     """
 
     encoder: str
@@ -90,11 +125,13 @@ class Found:
     searched: int
     missing: int
     behind: int
+    how: str = "exact"
+    files: list[Path] | None = None
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return one table a query."""
+        """Return one table a query, of the first queries."""
         tables = {}
-        for answer in self.answers:
+        for answer in self.answers[:TABLES_SHOWN]:
             kind, value = next(iter(answer.query.items()))
             frame = pd.DataFrame(answer.hits, columns=HIT_COLUMNS)
             tables[f"{kind} {value}"] = frame.assign(text=[_shortened(text) for text in frame["text"]])
@@ -102,11 +139,15 @@ class Found:
 
     def lines(self) -> Iterator[str]:
         """Return what was searched."""
-        yield f"searched {self.searched:,} {self.kind}s by {self.encoder}"
+        if len(self.answers) > TABLES_SHOWN:
+            yield f"{len(self.answers) - TABLES_SHOWN:,} further queries are not shown; --output FILE.csv has them"
+        yield f"searched {self.searched:,} {self.kind}s by {self.encoder} ({self.how})"
         if self.missing:
             yield f"{self.missing:,} samples have no {self.kind} embedding and cannot be found: `fluoro embed` adds it"
         if self.behind:
-            yield f"the index is behind by {self.behind:,} rows of the cache: `fluoro index` builds it again"
+            yield f"the index is behind by {self.behind:,} rows of the cache: `fluoro index` adds them"
+        for path in self.files or ():
+            yield f"written: {path}"
 
 
 def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | None = None) -> Found:
@@ -124,117 +165,96 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     CacheError
         Nothing is embedded, or there is no such index.
     UsageError
-        An unknown sample, or one without an embedding.
+        An unknown sample, column, label or value, a sample without an embedding, a file of queries that is empty or
+        does not fit, or conditions that no sample passes.
     ImageError
         A query's file cannot be decoded.
     """
+    texts = [line for path in config.text_file for line in search_queries.lines_of(path, "text")]
+    ids = [line for path in config.id_file for line in search_queries.lines_of(path, "id")]
+    asked = Asked([*config.text, *texts], config.image, [*config.id, *ids], config.vector)
+    unwanted = Asked(config.minus_text, config.minus_image, config.minus_id)
     cache, dataset = Cache(config.cache), opening.open_data(config)
+    passing = sample_filter.matching(dataset, config.where)
+    groups = _groups(dataset, config.one_per)
     if encoder is None:
         encoder = opening.load_model(config, config.cache)
-    index = _index(cache, encoder.id, config)
+    array = cache.array(config.kind, encoder.id)
+    queries = search_queries.queries_of(
+        asked, unwanted, config.together, cache, dataset, encoder, array.form.row_shape[0]
+    )
+    index = _index(cache, encoder.id, config, len(queries.said))
     keys = cache.image_keys(dataset) if config.kind == "image" else cache.text_keys(dataset)
-    stored, positions, missing = align(dataset, keys, cache.array(config.kind, encoder.id))
-    samples_of = _by_row(stored, positions, len(index))
-    among = np.fromiter(samples_of, np.int64, len(samples_of))
-    queries, vectors = _queries(config, cache, dataset, encoder)
-    most = max((len(samples) for samples in samples_of.values()), default=1)
-    # A sample may have to be left out, and several samples may share one row.
-    wanted = config.k + (most if config.id else 0)
-    scores, rows = index.search_rows(vectors, wanted, among=None if len(among) == len(index) else among)
-    answers = [
-        Answer(query, _hits(config, dataset, query, scores[number], rows[number], samples_of))
-        for number, query in enumerate(queries)
-    ]
-    having = dataset.samples["uri" if config.kind == "image" else "text"] != ""
-    lacking = int(having.to_numpy()[np.isin(dataset.ids, missing)].sum())
-    return Found(encoder.id, config.kind, answers, len(positions), lacking, index.behind(cache))
+    stored, positions, missing = align(dataset, keys, array)
+    wanted = passing[positions]
+    search = SampleSearch(index, stored[wanted], positions[wanted], groups)
+    hits = search.search(queries.vectors, config.k, queries.own if config.exclude_self else None)
+    answers = [Answer(said, _hits(dataset, found)) for said, found in zip(queries.said, hits, strict=True)]
+    having = (dataset.samples["uri" if config.kind == "image" else "text"] != "").to_numpy(dtype=bool)
+    lacking = int((having & passing & np.isin(dataset.ids, missing)).sum())
+    for path in config.output:
+        search_output.write(path, answers, hits, queries, dataset)
+    return Found(
+        encoder.id, config.kind, answers, len(search), lacking, index.behind(cache), index.info.how, config.output
+    )
 
 
-def _index(cache: Cache, encoder_id: str, config: Config) -> Index:
-    """Return the index on disk; an exact one that is not there or behind is made for this search only."""
-    if config.how == "exact":
-        if load_faiss() is not None and has_index(cache, encoder_id, config.kind, "exact"):
-            index = load_index(cache, encoder_id, config.kind, "exact")
-            if not index.behind(cache):
-                return index
-        return build_index(cache, encoder_id, config.kind, "exact", save=False)
-    return load_index(cache, encoder_id, config.kind, config.how)
-
-
-def _by_row(stored: np.ndarray, positions: np.ndarray, covered: int) -> dict[int, list[int]]:
-    """Return which samples have which row, for rows that the index covers."""
-    samples: dict[int, list[int]] = {}
-    for row, position in zip(stored.tolist(), positions.tolist(), strict=True):
-        if row < covered:
-            samples.setdefault(row, []).append(position)
-    return samples
-
-
-def _queries(
-    config: Config, cache: Cache, dataset: Dataset, encoder: Encoder
-) -> tuple[list[dict[str, str]], np.ndarray]:
-    """Return the queries and their embeddings, (q, dim) float32."""
-    queries: list[dict[str, str]] = []
-    vectors: list[np.ndarray] = []
-    if config.text:
-        queries += [{"text": text} for text in config.text]
-        vectors.append(encoder.encode_text(config.text).cpu().numpy())
-    for path in config.image:
-        queries.append({"image": str(path)})
-        vectors.append(_embedded_file(path, encoder))
-    for sample in config.id:
-        queries.append({"id": sample})
-        vectors.append(_stored_vector(sample, cache, dataset, encoder))
-    return queries, np.concatenate(vectors)
-
-
-def _embedded_file(path: Path, encoder: Encoder) -> np.ndarray:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
-    values = encoder.encode_pixels(encoder.preprocess(pixels.decode(content))[0][None]).cpu().numpy()
-    reasons = to_half(values)[1]
-    if reasons:
-        raise UsageError(f"image {str(path)!r} cannot be searched by: {reasons[0]}")
+def _groups(dataset: Dataset, column: str | None) -> np.ndarray | None:
+    """Return the values of which each is found once; blank ones count as different from one another."""
+    if column is None:
+        return None
+    if column not in dataset.samples.columns:
+        near = offer(column, map(str, dataset.samples.columns))
+        raise UsageError(f"{dataset.schema!r} has no column {column!r} to find one of each; {near}")
+    values = dataset.samples[column].astype(str).to_numpy(dtype=object)
+    blank = values == ""
+    values[blank] = np.char.add("\0", np.flatnonzero(blank).astype(str))
     return values
 
 
-def _stored_vector(sample: str, cache: Cache, dataset: Dataset, encoder: Encoder) -> np.ndarray:
-    """Return a sample's image embedding, its text's where it has no image."""
-    one = dataset.take([dataset.position(sample)])
-    kind: Literal["image", "text"] = "image" if one.samples["uri"][0] else "text"
-    features = cache.features(one, encoder, kind)
-    if not len(features):
-        raise UsageError(f"sample {sample!r} has no {kind} embedding in the cache; `fluoro embed` computes it")
-    return features.values
-
-
-def _hits(
-    config: Config,
-    dataset: Dataset,
-    query: dict[str, str],
-    scores: np.ndarray,
-    rows: np.ndarray,
-    samples_of: dict[int, list[int]],
-) -> list[dict[str, Any]]:
-    hits: list[dict[str, Any]] = []
-    for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-        for position in samples_of.get(row, ()):
-            sample = dataset.samples.iloc[position]
-            if len(hits) == config.k or (config.exclude_self and sample["id"] == query.get("id")):
-                continue
-            labels = [dataset.label_names[number] for number in np.flatnonzero(dataset.labels[position])]
-            hits.append(
-                {
-                    "rank": len(hits) + 1,
-                    "score": score,
-                    **{name: sample[name] for name in ("id", "group", "view", "split")},
-                    "labels": labels,
-                    "text": sample["text"],
-                }
+def _index(cache: Cache, encoder_id: str, config: Config, queries: int) -> Index:
+    """Return the index to search: exact search needs none on disk."""
+    how = config.how
+    if how == "auto":
+        array = cache.array(config.kind, encoder_id)
+        dim, how = array.form.row_shape[0], "exact"
+        # A search so small is over before products are timed.
+        small = len(array) * dim * queries < SMALL_SEARCH
+        seconds = 0.0 if small else products.exact_seconds(len(array), dim, queries)
+        if seconds > PATIENCE_SECONDS:
+            how = next((name for name in ("hnsw", "ivf", "pq") if has_index(cache, encoder_id, config.kind, name)), how)
+            advice = (
+                f"the {how} index answers instead" if how != "exact" else "`fluoro index --how ivf` makes it faster"
             )
-    return hits
+            log.info("exact search takes about %s here; %s", spoken_time(seconds), advice)
+    if how == "exact":
+        return build_index(cache, encoder_id, config.kind, "exact", save=False)
+    return load_index(cache, encoder_id, config.kind, how)
+
+
+def _hits(dataset: Dataset, found: Hits) -> list[dict[str, Any]]:
+    columns = dataset.samples[["id", "group", "view", "split", "text"]].iloc[found.samples].to_dict("records")
+    positive = dataset.labels[found.samples] > 0
+    return [
+        {
+            "rank": rank,
+            "score": score,
+            **{name: sample[name] for name in ("id", "group", "view", "split")},
+            "labels": [dataset.label_names[number] for number in np.flatnonzero(labels)],
+            "text": sample["text"],
+        }
+        for rank, (score, sample, labels) in enumerate(
+            zip(found.scores.tolist(), columns, positive, strict=True), start=1
+        )
+    ]
+
+
+def _as_value(check: Any, value: Any) -> Any:
+    """Check one value; pydantic wants ValueErrors."""
+    try:
+        return check(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _shortened(text: str) -> str:

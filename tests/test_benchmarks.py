@@ -33,6 +33,14 @@ def test_growth_prints_slopes_beside_numpy(tmp_path):
     assert "10,000" in text and "31,623" in text
 
 
+def test_retrieval_prints_ours_beside_the_limit_and_the_peers(tmp_path):
+    text = printed("retrieval.py", tmp_path)
+    for name in ("best bare product / ours", "FAISS as it comes / ours", "scikit-learn / ours", "ours / bare FAISS"):
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        assert float(line[44:].split()[0]) > 0
+    assert "one query beyond FAISS, ms" in text and "rows as in brute force" in text
+
+
 def ran(script: str, *options: str) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / script), *options, "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
@@ -59,7 +67,18 @@ def test_many_files_counts_what_is_opened():
     assert "60 unchanged files recognised" in text and "10 new among them" in text
 
 
-@pytest.mark.parametrize("name", ["arrays", "growth", "extraction_jpeg", "text", "many_files", "startup"])
+def test_distances_prints_each_measure_beside_its_peer():
+    text = ran("distances.py", "--quick")
+    tasks = ("silhouette ", "10 neighbours", "uniformity", "every pair at once", "Davies-Bouldin", "CKA", "Procrustes")
+    for task in tasks:
+        line = next(line for line in text.splitlines() if line.startswith(task))
+        assert float(line[50:].split()[0]) >= 0
+    assert "peak GiB" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["arrays", "growth", "extraction_jpeg", "text", "many_files", "startup", "distances", "retrieval"]
+)
 def test_committed_figures_name_machine_and_versions(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.exists():
@@ -67,3 +86,10 @@ def test_committed_figures_name_machine_and_versions(name):
     record = json.loads(path.read_text())
     assert record["machine"]["processor"] and record["versions"]["numpy"] and record["commit"]
     assert record["figures"]
+
+
+def test_metrics_agree_with_scikit_learn_and_stand_beside_its_loop():
+    text = ran("metrics.py", "--quick")
+    line = next(line for line in text.splitlines() if line.startswith("bootstrap, 80 samples"))
+    assert len(line[32:].split()) == 4
+    assert "no label of a part is more than" in text

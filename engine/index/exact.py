@@ -5,9 +5,9 @@ brute-force comparison in float64 gives whatever computed the products; scores a
 in the order of rows. How:
 
 1. A block of rows is converted to float32 and scaled to length one, once, and multiplied with all queries.
-2. Every query has a bar: the k-th best product so far, less twice the bound on its rounding error (`Way.error`).
-   What lies below it cannot be among the k best, so only the largest product of each short run of rows is compared;
-   almost none is left after the first blocks.
+2. Every query has a bar: the k-th best product so far, less the bounds on its and the next one's rounding error
+   (`Way.error`). What lies below it cannot be among the k best, so only the largest product of each short run of rows
+   is compared; almost none is left after the first blocks.
 3. What is left at the end, barely more than k rows a query, is compared again in float64.
 
 So bfloat16 may find the candidates where the processor is faster in it: its bar is lower, the answer is the same. A
@@ -28,8 +28,8 @@ import torch
 from engine.arrays.keyed_array import KeyedArray
 from engine.index.products import Way, fastest_way, on_every_core
 
-# Each core works on a block of its own: 4 MiB of products in float32 stay in its cache.
-BLOCK_ROWS = 1024
+# Each core works on a block of its own: 8 MiB of products in float32 stay in the cache they share.
+BLOCK_ROWS = 2048
 BLOCK_QUERIES = 1024
 BLOCK_PRODUCTS = BLOCK_ROWS * BLOCK_QUERIES
 # Rows of which the largest product is looked at first.
@@ -88,21 +88,25 @@ class ExactRows:
         way = self._way or (fastest_way() if count * len(queries) >= FEW_PRODUCTS else Way("torch"))
         unit = unit_rows(queries)
         parts = [unit[start : start + batch] for start in range(0, len(unit), batch)]
+        floors = [np.full(len(part), -np.inf, np.float32) for part in parts]
         blocks, taking = self._blocks(count, size, among), threading.Lock()
 
-        def work() -> list[_Pairs]:
-            batches = [_Batch(self._array, part, k, way, size) for part in parts]
+        def work() -> list[_Batch]:
+            room = torch.empty(-(-size // RUN_ROWS) * RUN_ROWS * batch, device=way.device)
+            batches = [
+                _Batch(self._array, part, k, way, size, room, floor) for part, floor in zip(parts, floors, strict=True)
+            ]
             while True:
                 with taking:
                     block = next(blocks, None)
                 if block is None:
-                    return [some.result() for some in batches]
+                    return batches
                 scaled = self._scaled(*block, way.device)
                 for some in batches:
                     some.take(block[0], scaled, block[1])
 
         found = on_every_core(work, 1 if way.device != "cpu" else -(-count // size))
-        best = [_best_of(list(of_part), k) for of_part in zip(*found, strict=True)]
+        best = [_joined(list(of_part)).result() for of_part in zip(*found, strict=True)]
         return np.concatenate([scores for scores, _ in best]), np.concatenate([rows for _, rows in best])
 
     def _blocks(self, count: int, size: int, among: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -148,16 +152,23 @@ class _Batch:
     way : Way
     size : int
         Rows of the largest block.
+    room : tensor of float32, (at least whole runs of `size` rows times q,)
+        Where products are put; batches that take their turns share it.
+    floor : ndarray of float32, (q,)
+        What the k-th best score of each query is at least, shared by all who work on these queries.
     """
 
-    def __init__(self, array: KeyedArray, unit: np.ndarray, k: int, way: Way, size: int) -> None:
+    def __init__(
+        self, array: KeyedArray, unit: np.ndarray, k: int, way: Way, size: int, room: torch.Tensor, floor: np.ndarray
+    ) -> None:
         self._array, self._unit, self._k, self._way = array, unit, k, way
         self._columns = torch.from_numpy(np.ascontiguousarray(unit.T.astype(np.float32))).to(way.device)
         self._run = _run_length(size, k)
-        self._out = torch.empty((-(-size // self._run) * self._run, len(unit)), device=way.device)
-        # The k-th best of what is held of each query, and how far it may be from the truth.
-        self._best, self._best_error = np.full(len(unit), -np.inf, np.float32), 0.0
-        self._held = _Pairs.none()
+        self._out = room[: -(-size // self._run) * self._run * len(unit)].view(-1, len(unit))
+        self._floor = floor
+        # What is held, the k-th best of it of each query, and how far its scores may be from the truth.
+        self._held, self._held_error = _Pairs.none(), 0.0
+        self._best = np.full(len(unit), -np.inf, np.float32)
 
     def take(self, numbers: np.ndarray, scaled: torch.Tensor, values: np.ndarray) -> None:
         """Keep the rows of a block that may be among the best.
@@ -183,17 +194,23 @@ class _Batch:
             found.row = numbers[found.row]
             self._held = self._held.with_more(found)
             if not found.exact.all():
-                self._best_error = max(self._best_error, self._way.error(self._unit.shape[1]))
+                self._held_error = max(self._held_error, self._way.error(self._unit.shape[1]))
         room = self._k * len(self._unit)
-        if len(self._held.query) > 1.5 * room or not np.isfinite(self._best).all():
+        if len(self._held.query) > 1.5 * room or not np.isfinite(self._floor).all():
             self._drop()
             if len(self._held.query) > 4 * room + FEW_LEFT:
                 self._settle()
 
-    def result(self) -> _Pairs:
-        """Return the k best pairs of each query (fewer where there are fewer), compared in float64."""
+    def join(self, other: _Batch) -> None:
+        """Take over what another worker holds of the same queries."""
+        self._held = self._held.with_more(other._held)
+        self._held_error = max(self._held_error, other._held_error)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and rows, (q, k), compared in float64; there must be k rows."""
+        self._drop()
         self._settle()
-        return self._held
+        return self._held.score.reshape(-1, self._k), self._held.row.reshape(-1, self._k)
 
     def _above_bar(self, scaled: torch.Tensor) -> _Pairs | None:
         """Return what of a block is not below the bar, by places in the block; None where that is too much."""
@@ -204,8 +221,8 @@ class _Batch:
         runs = self._out[: whole * self._run].view(whole, self._run, queries)
         largest = runs.amax(1) if self._run > 1 else products
         error = self._way.error(self._unit.shape[1])
-        bar = self._best - np.float32(self._best_error + error)
-        if whole >= self._k and not np.isfinite(self._best).all():
+        bar = self._floor - np.float32(error)
+        if whole >= self._k and not np.isfinite(bar).all():
             # The k-th largest of the runs' largest is not above the k-th largest of all.
             here = torch.topk(largest, self._k, dim=0).values[-1].cpu().numpy()
             bar = np.maximum(bar, here - np.float32(2 * error))
@@ -219,8 +236,8 @@ class _Batch:
         pair, place = torch.nonzero(found >= level[query][:, None], as_tuple=True)
         inside = run[pair] * self._run + place
         kept = inside < rows
-        score, query, inside = (values[kept].cpu().numpy() for values in (found[pair, place], query[pair], inside))
-        return _Pairs(query, inside, score, np.zeros(len(query), bool))
+        pairs, places, scores = (values[kept].cpu().numpy() for values in (query[pair], inside, found[pair, place]))
+        return _Pairs(pairs, places, scores, np.zeros(len(pairs), bool))
 
     def _above_exactly(self, values: np.ndarray) -> _Pairs:
         """Return what of a block may be among the best, compared in float64; rows before it win where all is equal."""
@@ -238,7 +255,8 @@ class _Batch:
         rank = held.ranks(len(self._unit))
         at = rank == self._k - 1
         self._best[held.query[at]] = held.score[at]
-        self._held = held.only(held.score >= (self._best - np.float32(2 * self._best_error))[held.query])
+        np.maximum(self._floor, self._best - np.float32(self._held_error), out=self._floor)
+        self._held = held.only(held.score >= (self._floor - np.float32(self._held_error))[held.query])
 
     def _settle(self) -> None:
         """Compare what is held in float64, and hold the k best of each query."""
@@ -249,7 +267,8 @@ class _Batch:
         held = held.ordered()
         rank = held.ranks(len(self._unit))
         self._best[held.query[rank == self._k - 1]] = held.score[rank == self._k - 1]
-        self._best_error = 0.0
+        self._held_error = 0.0
+        np.maximum(self._floor, self._best, out=self._floor)
         self._held = held.only(rank < self._k)
 
 
@@ -287,14 +306,11 @@ class _Pairs:
         return np.arange(len(self.query)) - starts[self.query]
 
 
-def _best_of(parts: list[_Pairs], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and rows, (q, k), of the best among what several workers found."""
-    pairs = parts[0]
-    for part in parts[1:]:
-        pairs = pairs.with_more(part)
-    pairs = pairs.ordered()
-    kept = pairs.only(pairs.ranks(int(pairs.query.max(initial=-1)) + 1) < k)
-    return kept.score.reshape(-1, k), kept.row.reshape(-1, k)
+def _joined(batches: list[_Batch]) -> _Batch:
+    """Return the first of some workers' batches of the same queries, with what all of them hold."""
+    for other in batches[1:]:
+        batches[0].join(other)
+    return batches[0]
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:

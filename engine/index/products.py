@@ -1,8 +1,8 @@
 """Matrix products in the way that is fastest on this machine, and how long an exact search takes with it.
 
 Torch and NumPy bring libraries of their own for this, and which is faster differs between processors: both are
-timed once a process, on a product of the size that a search makes. bfloat16
-is tried where the processor has instructions for it. Goes out: a `Way` and estimates in seconds.
+timed once a process, on a product of the size that a search makes; bfloat16 where the processor has instructions for
+it. Goes out: a `Way`, and how long a search will take.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from engine import machine
 
@@ -33,6 +33,8 @@ TIMED_ROWS, TIMED_QUERIES, TIMED_DIM = 1024, 1024, 512
 HALF_UNIT, TF32_UNIT, SINGLE_UNIT = 2.0**-8, 2.0**-10, 2.0**-24
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 _one_at_a_time = threading.Lock()
+# Rows come from memory, and not from a core's cache as when this is timed.
+SCAN_SHARE = 0.5
 # It leaves more candidates to look at again, so it must be this much faster.
 WORTH_BF16 = 1.5
 
@@ -48,12 +50,15 @@ class Way:
     device : str
         "cpu" or "cuda:N".
     rate : float
-        Multiplications and additions a second.
+        Multiplications and additions a second, where many queries are asked at once.
+    scan : float
+        Numbers a second that one query is compared with.
     """
 
     library: Library
     device: str = "cpu"
     rate: float = 0.0
+    scan: float = 0.0
 
     def error(self, dim: int) -> float:
         """Return a bound on how far a product of two vectors of length one is from the true one.
@@ -84,11 +89,22 @@ def fastest_way() -> Way:
     if BF16_INSTRUCTIONS & set(machine.instruction_sets()):
         libraries.append("bf16")
     rates = {library: timed_rate(Way(library)) for library in libraries}
-    best = max(("numpy", "torch"), key=lambda library: rates[library])
+    best: Library = "numpy" if rates["numpy"] > rates["torch"] else "torch"
     if rates.get("bf16", 0.0) > WORTH_BF16 * rates[best]:
         best = "bf16"
     log.debug("matrix products in GFLOP/s: %s", {name: round(rate / 1e9) for name, rate in rates.items()})
-    return Way(best, "cpu", rates[best])  # type: ignore[arg-type]
+    return Way(best, "cpu", rates[best], _timed_scan())
+
+
+def exact_seconds(rows: int, dim: int, queries: int) -> float:
+    """Return about how long exact search takes: so many queries at once in rows of so many numbers."""
+    way = fastest_way()
+    return rows * dim * (2 * queries / way.rate + 1 / way.scan)
+
+
+def fast_enough_rows(dim: int, seconds: float = 1.0) -> int:
+    """Return up to how many rows exact search answers one query in so many seconds on this machine."""
+    return int(seconds * fastest_way().scan / dim)
 
 
 def timed_rate(way: Way, least_seconds: float = 0.04) -> float:
@@ -103,6 +119,17 @@ def timed_rate(way: Way, least_seconds: float = 0.04) -> float:
 
     most = usable_threads() if way.device == "cpu" else 1
     return sum(2.0 * TIMED_ROWS * TIMED_QUERIES * TIMED_DIM / seconds for seconds in on_every_core(work, most))
+
+
+def _timed_scan(least_seconds: float = 0.02) -> float:
+    """Return the numbers a second that all cores convert, scale and compare with one query."""
+    rows = torch.zeros((TIMED_ROWS, TIMED_DIM), dtype=torch.float16)
+    query = torch.ones((TIMED_DIM, 1))
+
+    def work() -> float:
+        return best_seconds(lambda: rows.to(torch.float32).mul_(0.5) @ query, least_seconds)
+
+    return sum(SCAN_SHARE * rows.numel() / seconds for seconds in on_every_core(work, usable_threads()))
 
 
 def usable_threads() -> int:
@@ -131,13 +158,19 @@ def on_every_core(work: Callable[[], Result], most: int) -> list[Result]:
         torch.set_num_threads(1)
         return work()
 
-    with _one_at_a_time, threadpool_limits(1, user_api="blas"):
+    with _one_at_a_time, _libraries().limit(limits=1, user_api="blas"):
         before = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads) as pool:
                 return [future.result() for future in [pool.submit(alone) for _ in range(threads)]]
         finally:
             torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    """Return the libraries with threads of their own; looking for them takes milliseconds, so once."""
+    return ThreadpoolController()
 
 
 def best_seconds(run: Callable[[], object], least_seconds: float) -> float:

@@ -49,7 +49,7 @@ class Index:
         self, info: IndexInfo, keys: np.ndarray, array: KeyedArray, faiss: Any = None, engine: Any = None
     ) -> None:
         self.info, self.keys, self._array, self._faiss = info, keys, array, faiss
-        self._engine = None if info.how == "exact" else engine
+        self._engine: Any = None if info.how == "exact" else engine
         self._lossy = is_lossy(info.how, str(info.parameters.get("factory", "")))
         self._gpu: Any = None
         if self._engine is not None:

@@ -164,14 +164,39 @@ def import_(**given: Any) -> dict[str, Any]:
     return given
 
 
+HOW = "exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64."
+
+
 @verb("index", "jobs.index")
 @options.cache
 @click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")
 @click.option("--kind", type=click.Choice(["image", "text"]), help="Which embeddings. [image]")
-@click.option("--how", type=click.Choice(["exact", "ivf", "hnsw"]), help="Kind of index. [exact]")
+@click.option("--how", metavar="KIND", help=f"{HOW} [exact]")
+@click.option("--rebuild", is_flag=True, default=None, help="Build anew; by default only new rows are added.")
 def index(**given: Any) -> dict[str, Any]:
-    """Build a search index over the cached embeddings of an encoder."""
+    """Build a search index over the cached embeddings of an encoder, or add the rows that came since.
+
+    'fluoro search' needs none: it compares with all rows, exactly. This says up to how many rows that is fast enough
+    on this machine. 'fluoro index check' measures how much an approximate index misses.
+    """
     return given
+
+
+@verb("index check", "jobs.index_check")
+@options.cache
+@click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")
+@click.option("--kind", type=click.Choice(["image", "text"]), help="Which embeddings. [image]")
+@click.option("--how", metavar="KIND", help="Kind of the index, as it was built. [exact]")
+@click.option("--queries", type=int, metavar="N", help="Queries of each kind, drawn at random. [1000]")
+@click.option("--dataset", metavar="DATASET", help="Its texts and labels tell what is right.")
+@options.data
+def index_check(**given: Any) -> dict[str, Any]:
+    """Measure how much of what is nearest an index finds, asked by image rows and by text rows.
+
+    With --dataset also how often an image finds its own text and a text its image (identical texts count as right), and
+    how often hits have the query's label, beside chance; images of the query's own patient do not count.
+    """
+    return options.with_data(given)
 
 
 @verb("search", "jobs.search")
@@ -181,9 +206,24 @@ def index(**given: Any) -> dict[str, Any]:
 @click.option("--text", multiple=True, metavar="TEXT", help="Search by text; may be given several times.")
 @click.option("--image", multiple=True, metavar="FILE", help="Search by an image file; may be given several times.")
 @click.option("--id", multiple=True, metavar="SAMPLE", help="Search by a sample of DATASET; likewise.")
+@click.option("--vector", multiple=True, metavar="FILE.npy", help="Search by vectors of the embeddings' length.")
+@click.option("--text-file", multiple=True, metavar="FILE", help="One text a line, or a table's column 'text'.")
+@click.option("--id-file", multiple=True, metavar="FILE", help="One id a line, or a table's column 'id'.")
+@click.option("--together", is_flag=True, default=None, help="Join all queries into one, their mean.")
+@click.option("--minus-text", multiple=True, metavar="TEXT", help="Keep away from a text; joins all queries.")
+@click.option("--minus-image", multiple=True, metavar="FILE", help="Keep away from an image file; likewise.")
+@click.option("--minus-id", multiple=True, metavar="SAMPLE", help="Keep away from a sample; likewise.")
+@click.option("--where", multiple=True, metavar="CONDITION", help="Only samples with this; several must all hold.")
+@click.option("--one-per", metavar="COLUMN", help="Find each value of a column once, such as group (patient).")
 @click.option("-k", "k", type=int, metavar="N", help="Neighbours of each query. [10]")
 @click.option("--kind", type=click.Choice(["image", "text"]), help="Search among images or texts. [image]")
-@click.option("--how", type=click.Choice(["exact", "ivf", "hnsw"]), help="Kind of index. [exact]")
+@click.option("--how", metavar="KIND", help="Kind of index. [exact while that is fast enough]")
+@click.option("--output", multiple=True, metavar="FILE", help="Write the answers: .csv, .parquet, .json or .png.")
 def search(**given: Any) -> dict[str, Any]:
-    """Find the samples of DATASET nearest to texts, image files or samples."""
+    """Find the samples of DATASET nearest to texts, image files, samples or vectors.
+
+    A CONDITION is COLUMN=VALUE, COLUMN!=VALUE, COLUMN=ONE|OTHER, COLUMN>=NUMBER, label:NAME or label!:NAME, over any
+    column of the samples. It is applied before the search, so k answers come where so many samples pass. A .png is a
+    contact sheet of the images.
+    """
     return options.with_data(given)

@@ -28,6 +28,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "Write phantoms as PNG, XML, labels and boxes",
             "fluoro dataset write 'phantom:2000?seed=1' ~/phantoms",
         ),
+        Verb(
+            "dataset leaks",
+            "jobs.commands.data:leaks",
+            "Find images and texts on both sides of a split",
+            "fluoro dataset leaks iu-xray:~/openi --split study --model local-dir:~/models/biomedclip",
+        ),
     ),
     "Model": (
         Verb(
@@ -100,6 +106,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "fluoro index --encoder phantom-clip-fp32-0123456789ab --how exact",
         ),
         Verb(
+            "index check",
+            "jobs.commands.cache:index_check",
+            "Measure what an index misses, and search itself",
+            "fluoro index check --how ivf --dataset phantom:2000",
+        ),
+        Verb(
             "search",
             "jobs.commands.cache:search",
             "Find the samples nearest to a text, file or sample",
@@ -130,6 +142,12 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "jobs.commands.analysis:distances",
             "Measure how far apart and how wide classes are",
             "fluoro distances phantom:2000 --model phantom-clip",
+        ),
+        Verb(
+            "compare",
+            "jobs.commands.comparing:compare",
+            "Set finished runs side by side, with paired tests",
+            "fluoro compare runs/zeroshot runs/probe",
         ),
         Verb(
             "cam",
@@ -163,7 +181,7 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
 }
 
 FAMILIES = {
-    "dataset": "Data sets: look into one, or write phantoms.",
+    "dataset": "Data sets: look into one, check its split for leaks, write phantoms.",
     "model": "Models: look into one, pack one for offline use, train the demo's.",
     "cache": "The cache of embeddings: list, verify and repair it, tidy it up, carry it in and out.",
 }

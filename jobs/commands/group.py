@@ -37,7 +37,9 @@ class LazyGroup(click.Group):
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; where there is none, say which one may have been meant."""
-        name = arguments[0]
+        name, longer = arguments[0], " ".join(arguments[:2])
+        if name in VERBS and longer in VERBS:  # a verb that is also the first word of another, such as `index check`
+            return longer, self.get_command(context, longer), arguments[2:]
         if not name.startswith("-") and self.get_command(context, name) is None:
             raise click.UsageError(f"there is no verb {f'{self.family} {name}'.strip()!r}{nearest(arguments)}", context)
         return super().resolve_command(context, arguments)

@@ -93,3 +93,36 @@ def test_wrong_requests__are_refused(gallery):
         retrieval_scores.image_to_image(features[:3], y)
     with pytest.raises(DataError, match=r"scores of shape \(2, 2\) for 3 queries"):
         retrieval_scores.paired_recall(np.ones((2, 2)), [1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_label_ranking_is_scikit_learns_average_precision_of_each_query(grouped):
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.Generator(np.random.PCG64(4))
+    features = np.round(rng.standard_normal((40, 3)), 0) + 0.1  # many equal cosines
+    y = (rng.random((40, 4)) < [0.5, 0.2, 0.03, 0]).astype(int)
+    y[3, 2] = 1
+    groups = rng.integers(0, 9, 40) if grouped else np.arange(40)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = [[] for _ in range(4)]
+    for row in range(40):
+        others = groups != groups[row]
+        scores = unit[others] @ unit[row]
+        for label in np.flatnonzero(y[row]):
+            if y[others, label].any():
+                expected[label].append(average_precision_score(y[others, label], scores))
+    found = retrieval_scores.label_ranking(features, y, groups=groups if grouped else None)
+    assert found.queries.tolist() == [len(values) for values in expected]
+    for label, values in enumerate(expected):
+        if values:
+            assert found.average_precision[label] == pytest.approx(np.mean(values), abs=1e-9)
+        else:
+            assert np.isnan(found.average_precision[label])
+    assert found.macro() == pytest.approx(np.nanmean(found.average_precision))
+
+
+def test_recall_against_counts_shared_rows_and_leaves_out_what_is_not_there():
+    found, truth = np.array([[3, 1, 2], [5, 9, -1], [0, 1, 2]]), np.array([[1, 3, 7], [5, -1, -1], [-1, -1, -1]])
+    np.testing.assert_allclose(retrieval_scores.recall_against(found, truth, (1, 2, 3)), [0.5, 1.0, (2 / 3 + 1) / 2])
+    assert np.isnan(retrieval_scores.recall_against(found, np.full((3, 3), -1), (1,))).all()

@@ -118,7 +118,7 @@ def test_many_queries_go_through_in_batches_and_memory_stays_that_of_blocks(tmp_
     np.testing.assert_array_equal(
         ExactRows(array, 700, Way("torch")).search(queries, 6)[1], brute(values, queries, 6)[1]
     )
-    assert max(sizes) <= 16 * 128
+    assert max(sizes) == 16 * 128 and len(sizes) == 2, "one block of products a core"
 
 
 def test_threads_of_the_libraries_are_as_before(tmp_path):

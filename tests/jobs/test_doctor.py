@@ -15,8 +15,8 @@ def result(tmp_path_factory):
 
 def test_all_is_looked_at(result):
     assert [item.name for item in result.findings] == [
-        "accelerator", "processor", "bf16 and AMX", "memory", "compiler", "torch", "models", "FAISS", "zarr", "images",
-        "cache", "shipped files",
+        "accelerator", "processor", "bf16 and AMX", "memory", "compiler", "torch", "models", "FAISS", "exact search", "zarr",
+        "images", "cache", "shipped files",
     ]  # fmt: skip
 
 
@@ -93,4 +93,23 @@ def test_as_a_command(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "FAISS" in text and "what it means" in text
     assert cli.run(["doctor", "--cache", str(tmp_path), "--json", "--quiet"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["findings"]) == 12
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 13
+
+
+@pytest.mark.parametrize(("times", "state"), [(1.2, "good"), (8.0, "slow")])
+def test_a_slow_faiss_is_noticed_by_its_search_beside_a_product(monkeypatch, times, state):
+    monkeypatch.setattr(doctor, "_faiss_beside_product", lambda faiss: times)
+    finding = doctor.look_at_faiss()
+    assert finding.state == state and finding.details["times_of_product"] == times
+    assert ("OPENBLAS_CORETYPE" in finding.next_step) is (state == "slow")
+
+
+def test_faiss_is_timed_beside_a_product():
+    import faiss
+
+    assert 0.1 < doctor._faiss_beside_product(faiss, rows=2048, queries=64, dim=64) < 1000
+
+
+def test_exact_search_says_up_to_how_many_rows_it_is_fast_enough():
+    finding = doctor.look_at_exact_search()
+    assert finding.state == "good" and finding.details["fast_enough_rows"] > 1000
