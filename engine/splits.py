@@ -1,7 +1,8 @@
 """Splits: who is trained on, who is tuned on, who is tested on; a patient is in one of them only.
 
-Groups (patients) or a split column come in; one of "train", "val", "test" or "" a sample goes out. Three ways: as given
-in the data; the study's own; grouped by patient from a seed.
+Groups (patients) or a split column come in; one of "train", "val", "test" or "" a sample goes out. Four ways: as given
+in the data; the study's own; grouped by patient from a seed; and so that each part also has each label about as often
+(`engine.stratified_split`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import pandas as pd
 
 from engine.dataset import Dataset
 from engine.errors import DataError, UsageError
+from engine.stratified_split import stratified_parts
 from engine.tables import offer
 
 SPLITS = ("train", "val", "test")
-HOW = ("given", "study", "grouped")
+HOW = ("given", "study", "grouped", "stratified")
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -38,9 +40,7 @@ def split_name(word: str) -> str | None:
     return "" if not folded else SPLIT_WORDS.get(folded)
 
 
-def check_split(
-    groups: Sequence[str] | np.ndarray | pd.Series, split: Sequence[str] | np.ndarray | pd.Series
-) -> None:
+def check_split(groups: Sequence[str] | np.ndarray | pd.Series, split: Sequence[str] | np.ndarray | pd.Series) -> None:
     """Raise DataError naming the groups that are in more than one split.
 
     Parameters
@@ -143,9 +143,7 @@ def grouped_split(
     DataError
         A part that is asked for stays empty, because there are too few groups or one is too large.
     """
-    shares = np.asarray(fractions, dtype=np.float64)
-    if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
-        raise UsageError(f"split fractions {tuple(fractions)} must be three numbers of 0 or more that add up to 1")
+    shares = _checked_shares(fractions)
     unique, of_sample, counts = np.unique(np.asarray(groups, dtype=str), return_inverse=True, return_counts=True)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(unique))
     # A group goes where its middle sample falls, which keeps each part as near to its share as whole groups allow.
@@ -153,13 +151,57 @@ def grouped_split(
     parts = np.empty(len(unique), dtype=object)
     parts[order] = np.array(SPLITS, dtype=object)[np.searchsorted(np.cumsum(shares)[:2], middles, side="right")]
     split = parts[of_sample]
+    _check_parts(split, shares, len(unique))
+    return split
+
+
+def stratified_split(
+    groups: Sequence[str] | np.ndarray, labels: np.ndarray, fractions: Sequence[float] = FRACTIONS, seed: int = 0
+) -> np.ndarray:
+    """Return a split by group whose parts hold about these fractions of the samples and of each label's positives.
+
+    Parameters
+    ----------
+    groups : (n,) str
+        Their order does not matter.
+    labels : ndarray of 0/1, (n, L)
+    fractions : (train, val, test)
+        Must add up to 1; a part may be 0.
+    seed : int
+
+    Returns
+    -------
+    ndarray of object, (n,)
+
+    Raises
+    ------
+    UsageError
+        Fractions that are negative or do not add up to 1.
+    DataError
+        Nothing to stratify by, or a part that is asked for stays empty.
+    """
+    shares = _checked_shares(fractions)
+    parts = np.array(SPLITS, dtype=object)
+    split = parts[stratified_parts(groups, labels, shares, seed)]
+    _check_parts(split, shares, len(set(groups)))
+    return split
+
+
+def _checked_shares(fractions: Sequence[float]) -> np.ndarray:
+    shares = np.asarray(fractions, dtype=np.float64)
+    if shares.shape != (3,) or not np.isfinite(shares).all() or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
+        raise UsageError(f"split fractions {tuple(fractions)} must be three numbers of 0 or more that add up to 1")
+    return shares
+
+
+def _check_parts(split: np.ndarray, shares: np.ndarray, groups: int) -> None:
+    """Raise DataError where a part that is asked for is empty."""
     for name, share in zip(SPLITS, shares, strict=True):
         if share > 0 and not (split == name).any():
             raise DataError(
-                f"no group falls into {name!r} (fraction {share:g} of {len(of_sample)} samples, {len(unique)} groups); "
+                f"no group falls into {name!r} (fraction {share:g} of {len(split)} samples, {groups} groups); "
                 "use more data, a larger fraction, or a split given in the data"
             )
-    return split
 
 
 def apply_split(dataset: Dataset, how: str = "given", seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> Dataset:
@@ -167,8 +209,9 @@ def apply_split(dataset: Dataset, how: str = "given", seed: int = 0, fractions: 
 
     Parameters
     ----------
-    how : {"given", "study", "grouped"}
-        As in the data; the study's own, over the frontal images in their order; or by group from a seed.
+    how : {"given", "study", "grouped", "stratified"}
+        As in the data; the study's own, over the frontal images in their order; by group from a seed; or by group with
+        each label about as often in every part.
 
     Raises
     ------
@@ -183,6 +226,8 @@ def apply_split(dataset: Dataset, how: str = "given", seed: int = 0, fractions: 
         split = _study_split_of(dataset)
     elif how == "grouped":
         split = grouped_split(dataset.groups, fractions, seed)
+    elif how == "stratified":
+        split = stratified_split(dataset.groups, dataset.labels, fractions, seed)
     else:
         raise UsageError(f"unknown split {how!r}; {offer(how, HOW)}")
     check_split(dataset.groups, split)

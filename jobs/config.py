@@ -49,12 +49,13 @@ class DatasetOptions(JobConfig):
 class SplitOptions(JobConfig):
     """Which samples train, choose and test."""
 
-    how: Literal["auto", "given", "study", "grouped"] = Field(
+    how: Literal["auto", "given", "study", "grouped", "stratified"] = Field(
         "auto",
-        description="in the data, the study's own, or by group; auto: in the data if there is one, else by group",
+        description="in the data, the study's own, by group, or by group with labels kept in proportion; auto: in the "
+        "data if there is one, else by group",
     )
-    fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test of a grouped split")
-    seed: int = Field(0, description="seed of a grouped split")
+    fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, val, test of a split by group")
+    seed: int = Field(0, description="seed of a split by group")
 
 
 class ModelOptions(JobConfig):

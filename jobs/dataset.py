@@ -18,6 +18,7 @@ from engine import phantom_files
 from engine.dataset import Dataset
 from engine.errors import UsageError
 from engine.splits import SPLITS
+from engine.stratified_split import split_report
 from jobs import opening
 from jobs.config import DatasetOptions, SplitOptions
 from jobs.progress import Progress, spoken_bytes
@@ -45,6 +46,8 @@ class Info:
     ----------
     labels : DataFrame
         One row a label: label, one column of positives a split, all, share, annotated (samples with a box or mask).
+    kept : DataFrame
+        How well the split kept each label's prevalence (`engine.stratified_split.split_report`); empty without a split.
     """
 
     schema: str
@@ -61,10 +64,12 @@ class Info:
     columns: list[str]
     examples: list[str]
     labels: pd.DataFrame = field(compare=False)
+    kept: pd.DataFrame = field(compare=False, default_factory=pd.DataFrame)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the table of labels."""
-        return {f"Labels of {self.schema}": self.labels} if len(self.labels) else {}
+        """Return the table of labels, and that of the split."""
+        tables = {f"Labels of {self.schema}": self.labels, "Prevalence in each part of the split": self.kept}
+        return {title: table for title, table in tables.items() if len(table)}
 
     def lines(self) -> Iterator[str]:
         """Return the counts as sentences."""
@@ -115,7 +120,15 @@ def info(config: InfoConfig) -> Info:
         columns=[str(column) for column in dataset.samples.columns],
         examples=[str(value) for value in dataset.ids[:EXAMPLES_SHOWN]],
         labels=label_table(dataset),
+        kept=_kept(dataset),
     )
+
+
+def _kept(dataset: Dataset) -> pd.DataFrame:
+    split = dataset.samples["split"].to_numpy(dtype=object)
+    if not dataset.label_names or not (split != "").any():
+        return pd.DataFrame()
+    return split_report(split, dataset.labels, dataset.label_names, SPLITS)
 
 
 def label_table(dataset: Dataset) -> pd.DataFrame:

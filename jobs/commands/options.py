@@ -64,14 +64,14 @@ def batches(function: Function) -> Function:
 
 def splits(function: Function) -> Function:
     """Add --split and --split-seed."""
-    function = click.option("--split-seed", "split__seed", type=int, metavar="S", help="Seed of a grouped split. [0]")(
-        function
-    )
+    function = click.option(
+        "--split-seed", "split__seed", type=int, metavar="S", help="Seed of a split by patient. [0]"
+    )(function)
     return click.option(
         "--split",
         "split__how",
-        type=click.Choice(["auto", "given", "study", "grouped"]),
-        help="Split given in the data, the study's own, or by patient. [given if there is one]",
+        type=click.Choice(["auto", "given", "study", "grouped", "stratified"]),
+        help="Split given in the data, the study's own, by patient, or so with labels kept. [given if there is one]",
     )(function)
 
 
