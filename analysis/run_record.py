@@ -39,6 +39,23 @@ RESULT_COLUMNS = (
     "reused",
     "peak_memory",
     "source",
+    "other",
+    "p",
+    "p_holm",
+    "better",
+    "family",
+    "rank",
+    "probabilities",
+    "column",
+    "subgroup",
+    "groups",
+    "compared",
+    "best",
+    "worst",
+    "null",
+    "null_low",
+    "null_high",
+    "note",
 )
 
 
@@ -54,6 +71,8 @@ class Scores:
     protocols : tuple of str, length S
     values : ndarray of float32, (S, n, L)
     decisions : ndarray of bool, (S, n, L)
+    groups : ndarray of str, (n,), or None
+        Patient of each sample; None in runs that did not keep it.
     """
 
     ids: np.ndarray
@@ -62,6 +81,7 @@ class Scores:
     protocols: tuple[str, ...]
     values: np.ndarray
     decisions: np.ndarray
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +146,17 @@ def read_run(folder: str | Path) -> RunRecord:
 
 def write_scores(path: Path, scores: Scores) -> None:
     """Write scores as a plain ``.npz`` without pickled objects."""
-    np.savez_compressed(
-        path,
-        ids=scores.ids.astype(str),
-        truth=scores.truth.astype(np.int8),
-        settings=np.array(scores.settings, dtype=str),
-        protocols=np.array(scores.protocols, dtype=str),
-        values=scores.values.astype(np.float32),
-        decisions=scores.decisions.astype(bool),
-    )
+    arrays: dict[str, Any] = {
+        "ids": scores.ids.astype(str),
+        "truth": scores.truth.astype(np.int8),
+        "settings": np.array(scores.settings, dtype=str),
+        "protocols": np.array(scores.protocols, dtype=str),
+        "values": scores.values.astype(np.float32),
+        "decisions": scores.decisions.astype(bool),
+    }
+    if scores.groups is not None:
+        arrays["groups"] = scores.groups.astype(str)
+    np.savez_compressed(path, **arrays)
 
 
 def _read_scores(path: Path) -> Scores | None:
@@ -148,6 +170,7 @@ def _read_scores(path: Path) -> Scores | None:
             protocols=tuple(str(name) for name in stored["protocols"]),
             values=stored["values"],
             decisions=stored["decisions"],
+            groups=stored["groups"] if "groups" in stored.files else None,
         )
 
 

@@ -19,19 +19,9 @@ from engine.cache import Cache
 from engine.errors import DataError
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
+from jobs.metric_tables import label_table, overall_table
 from jobs.progress import Progress
 from jobs.runs import RESULTS_FILE, Run
-
-OVERALL = {
-    "f1_macro": "macro F1",
-    "f1_micro": "micro F1",
-    "exact_match": "exact match",
-    "lrap": "LRAP",
-    "coverage_error": "coverage",
-    "map": "mean AP",
-    "auroc_macro": "mean AUROC",
-}
-PER_LABEL = ("positives", "precision", "recall", "f1", "auroc", "ap")
 
 
 class MeasureOptions(DatasetOptions, ModelOptions, CacheOptions):
@@ -141,38 +131,3 @@ def measured(run: Run, setting: str, failures: pd.DataFrame | None = None, head:
     """Return a run's metrics as a result."""
     failed = pd.DataFrame(run.failures, columns=["id", "uri", "what", "reason"]) if failures is None else failures
     return Measured(run.folder, setting, result_lines(run.folder, "metric"), failed, head)
-
-
-def overall_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a setting and one column a metric, each value with its interval."""
-    overall = metrics[metrics["label"].isna()]
-    rows = []
-    for setting, part in overall.groupby("setting", sort=False):
-        by_metric = part.set_index("metric")
-        rows.append(
-            {
-                "setting": setting,
-                **{title: with_interval(by_metric, name) for name, title in OVERALL.items() if name in by_metric.index},
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def label_table(metrics: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """Return one row a label of a setting."""
-    part = metrics[(metrics["setting"] == setting) & metrics["label"].notna()]
-    rows = []
-    for label, of_label in part.groupby("label", sort=False):
-        values = of_label.set_index("metric")["value"]
-        row = {"label": label, **{name: values.get(name) for name in PER_LABEL}}
-        row["positives"] = int(row["positives"])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def with_interval(by_metric: pd.DataFrame, name: str) -> str:
-    """Return "0.741 (0.702-0.779)", without the interval where there is none, "" without a value."""
-    value, low, high = (by_metric.loc[name, column] for column in ("value", "low", "high"))
-    if pd.isna(value):
-        return ""
-    return f"{value:.3f}" if pd.isna(low) or pd.isna(high) else f"{value:.3f} ({low:.3f}-{high:.3f})"

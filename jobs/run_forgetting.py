@@ -34,6 +34,7 @@ FORGOTTEN = "(forgotten)"
 GONE = object()
 # Arrays of a study's scores.npz, and which of their axes counts samples.
 SCORE_AXES = {"ids": 0, "truth": 0, "values": 1, "decisions": 1}
+LATER_SCORE_AXES = {"groups": 0}  # runs of older versions lack them
 # Shorter ids turn up in any text by chance.
 LEAST_LENGTH = 5
 TRAINED = (".npz", ".safetensors", ".pt", ".joblib")
@@ -186,7 +187,8 @@ class _Run:
             arrays = {name: archive[name] for name in archive.files}
         own = np.isin(arrays["ids"], list(self._names.samples))
         self._done.records += int(own.sum())
-        arrays |= {name: np.compress(~own, arrays[name], axis=axis) for name, axis in SCORE_AXES.items()}
+        axes = SCORE_AXES | {name: axis for name, axis in LATER_SCORE_AXES.items() if name in arrays}
+        arrays |= {name: np.compress(~own, arrays[name], axis=axis) for name, axis in axes.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         return buffer.getvalue()

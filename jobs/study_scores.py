@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import baselines, distances, paper, run_record, sentences
+from analysis import baselines, comparison, distances, paper, run_record, sentences, verdicts
 from analysis.bootstrap import bootstrap_metrics
 from analysis.metrics import Prediction
 from jobs import runs
-from jobs.study_records import metric_rows, minutes_row, number, reference_rows, sentence_rows
+from jobs.study_records import difference_rows, metric_rows, minutes_row, number, reference_rows, sentence_rows
 from jobs.study_settings import Material, Setting
 
 PERMUTATIONS = 200
+COMPARED = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro")
 
 
 def write_metrics(
@@ -37,6 +38,10 @@ def write_metrics(
     )
     run.record_all(metric_rows(bootstrap, protocol, set(trivial)))
     run.record_all([minutes_row(protocol, setting.name, setting.seconds) for setting in settings])
+    pairs = [(later.name, setting.name) for place, setting in enumerate(settings) for later in settings[place + 1 :]]
+    differences = comparison.paired_differences(bootstrap, COMPARED, pairs=pairs) if pairs else pd.DataFrame()
+    run.record_all(difference_rows(differences, protocol))
+    run.record_all(sentence_rows("differences", verdicts.difference_sentences(differences)))
     if protocol == "paper":
         run.record_all(_cut_rows(truth, settings, test))
     drawn = sentences.classification_sentences(bootstrap, [setting.name for setting in settings], tuple(trivial))
@@ -100,6 +105,7 @@ def write_score_arrays(material: Material, compared: Mapping[str, Sequence[Setti
             protocols=tuple(protocol for protocol, _ in flat),
             values=np.stack([setting.prediction.scores[test] for _, setting in flat]),
             decisions=np.stack([setting.prediction.decisions[test] for _, setting in flat]),
+            groups=material.dataset.groups[test],
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The verbs `dataset info` and `dataset write`."""
+"""The verbs `dataset info`, `dataset write` and `dataset leaks`."""
 
 from __future__ import annotations
 
@@ -28,5 +28,20 @@ def write(**given: Any) -> dict[str, Any]:
     """Write the phantoms of DATASET into DIRECTORY: PNG images, XML reports, labels and boxes.
 
     'iu-xray:DIRECTORY' reads them back equal.
+    """
+    return options.with_data(given)
+
+
+@verb("dataset leaks", "jobs.dataset_leaks")
+@options.dataset
+@options.model
+@options.cache
+@options.splits
+@click.option("--threshold", type=float, metavar="COSINE", help="From which two images count as one. [0.99]")
+@options.batches
+def leaks(**given: Any) -> dict[str, Any]:
+    """Find images of DATASET that lie on both sides of its split: the same bytes, or nearly the same embedding.
+
+    Texts that occur in several parts are listed too. Exit status 1 where there is such a pair of images.
     """
     return options.with_data(given)
