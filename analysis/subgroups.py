@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,7 +100,7 @@ class Subgroups:
         return table
 
     def _gap(self, compared: list[str], setting: str, metric: str, label: str | None) -> dict:
-        row = {"setting": setting, "metric": metric, "label": label, "best": "", "worst": ""}
+        row: dict[str, Any] = {"setting": setting, "metric": metric, "label": label, "best": "", "worst": ""}
         columns = {name: self.bootstraps[name].column(setting, metric, label) for name in compared}
         defined = [place for place, name in enumerate(compared) if not np.isnan(columns[name].value)]
         row |= dict.fromkeys(("gap", "low", "high", "p"), np.nan) | {"subgroups": len(defined)}

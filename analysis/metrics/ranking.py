@@ -31,8 +31,8 @@ from analysis.metrics.arrays import (
     namespace,
 )
 
-# Levels of a run. Fewer make more and smaller products, more make larger ones with more zeros; flat from 8 to 32.
-RUN_LEVELS = 16
+# Levels of a run. Fewer make more and smaller products, more make larger ones with more zeros; flat from 16 to 32.
+RUN_LEVELS = 32
 # Columns of weights from which products are faster than cumulative sums.
 MANY_COLUMNS = 32
 # Largest sum of whole numbers, and of halves, that float32 still holds exactly.
@@ -167,7 +167,7 @@ class RankingPlan:
             wrong_pairs += (at * above).sum(axis=0)
             wrong_pairs += false * floats(hits[1, -1])
             if precision:
-                precisions += _precisions(hits[0], floats(hits[1]) + true, floats(misses[0]) + false)
+                precisions += _precisions(hits[0], hits[1] + true, misses[0] + false)
             true = true + hits[1, -1]
             false = false + misses[0, -1]
         auroc, average_precision = _metrics(wrong_pairs, precisions, true, negatives)
@@ -190,7 +190,9 @@ def _product(matrix: np.ndarray, weights: Array, rows: np.ndarray) -> Array:
     """Return the matrix (a, K, p) times the rows of the weights, (a, K, R) in the weights' dtype."""
     counts = like(weights, matrix.reshape(matrix.shape[0] * matrix.shape[1], matrix.shape[2]))
     counts = counts.to(weights.dtype) if is_tensor(counts) else counts.astype(weights.dtype, copy=False)
-    return (counts @ weights[like(weights, rows)]).reshape(matrix.shape[0], matrix.shape[1], weights.shape[1])
+    places = like(weights, rows)
+    chosen = weights.index_select(0, places) if is_tensor(weights) else weights.take(places, axis=0)
+    return (counts @ chosen).reshape(matrix.shape[0], matrix.shape[1], weights.shape[1])
 
 
 def _precisions(at: Array, true: Array, false: Array) -> Array:

@@ -137,9 +137,10 @@ class MetricPlan:
         self._rows = self.samples if rows is None else rows
         self.probabilities = calibration.are_probabilities(self._scores)
         self._statistics = self._by_row(self._sample_statistics())
-        self._gaps, self._member = (
-            (like(self._scores, array) for array in self._calibration_sums()) if self.probabilities else (None, None)
-        )
+        self._gaps: Array = None
+        self._member: Array = None
+        if self.probabilities:
+            self._gaps, self._member = (like(self._scores, array) for array in self._calibration_sums())
         self._rankings: list[RankingPlan] = []
 
     def evaluate(self, weights: Array) -> WeightedMetrics:
