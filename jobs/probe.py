@@ -50,4 +50,5 @@ def run(
             step.items = study_scores.write_metrics(
                 material, [setting], config.protocol, record, config.replicates, config.seed
             )
+            study_scores.write_score_arrays(material, {config.protocol: [setting]}, record)
     return measuring.measured(record, setting.name, head=head)
