@@ -1,0 +1,189 @@
+"""Embeddings as blocks of rows, wherever they lie: in memory, in a dask or zarr array, or made block by block.
+
+In comes anything that holds a table (samples, dimensions); out come its rows in order, block by block, as float64
+tensors on the device that computes, checked for values that are not finite. What only adds up over rows (centroids,
+scatter, cross products) is thereby exact for collections that do not fit in memory: it reads the blocks once or twice
+and keeps sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from engine.errors import DataError, UsageError
+
+# 32 MB of 512 dimensions as float64: large enough for products at full speed, small beside any collection.
+BLOCK_ROWS = 8192
+
+
+class Rows(Protocol):
+    """Embeddings that can be read block by block, as often as wanted."""
+
+    shape: tuple[int, int]
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the rows in order: their place and their values, (b, d) float64."""
+        ...
+
+
+class _Blocks:
+    """The one implementation: a function that starts reading from the first row each time."""
+
+    def __init__(
+        self, read: Callable[[], Iterator[Any]], shape: tuple[int, int], normalize: bool, device: str, origin: str
+    ) -> None:
+        self.shape = shape
+        self._read, self._normalize, self._device, self._origin = read, normalize, device, origin
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        start = 0
+        for raw in self._read():
+            values = tensor_of(raw, self._device)
+            if values.ndim != 2 or values.shape[1] != self.shape[1]:
+                raise DataError(f"{self._origin}: a block of shape {tuple(values.shape)} where rows of {self.shape[1]}")
+            values = checked(values, start, self._normalize)
+            yield slice(start, start + len(values)), values
+            start += len(values)
+        if start != self.shape[0]:
+            raise DataError(f"{self._origin}: {start} rows were read where {self.shape[0]} are expected")
+
+
+def rows_of(source: Any, *, normalize: bool = False, device: str = "cpu", shape: tuple[int, int] | None = None) -> Rows:
+    """Return embeddings as rows that can be read block by block.
+
+    Parameters
+    ----------
+    source : array-like, or Rows
+        A NumPy array or tensor; a dask array (computed a chunk of rows at a time); anything with a ``shape`` that gives
+        rows by slices, such as a zarr array or `engine.features.StoredRows`; a sequence of row blocks; or a callable
+        that returns a new iterator of row blocks each time. An iterator itself can be read only once and is refused.
+    normalize : bool
+        Bring every row to length 1.
+    device : str
+        Where the blocks are put.
+    shape : (n, d), optional
+        Of a callable's rows, counted by reading them once unless given.
+
+    Raises
+    ------
+    DataError
+        No table, a value that is not finite, or a row of length 0 where lengths shall be 1; the row is named.
+    UsageError
+        Something that cannot be read twice.
+    """
+    if isinstance(source, _Blocks):
+        return source
+    if isinstance(source, Iterator):
+        raise UsageError(
+            "an iterator of row blocks can be read only once, and distances need two passes; "
+            "give a callable that returns a new iterator, or a list of blocks"
+        )
+    if callable(source) and not hasattr(source, "shape"):
+        found = shape or _counted(source())
+        return _Blocks(lambda: iter(source()), found, normalize, device, "row blocks")
+    if hasattr(source, "dask") and hasattr(source, "compute"):
+        return _Blocks(lambda: _dask_blocks(source), _shape_of(source), normalize, device, "dask array")
+    if isinstance(source, Sequence) and len(source) and getattr(source[0], "ndim", 1) == 2:
+        found = (sum(len(block) for block in source), int(source[0].shape[1]))
+        return _Blocks(lambda: iter(source), found, normalize, device, "row blocks")
+    if not hasattr(source, "shape"):
+        source = np.asarray(source)
+    return _Blocks(lambda: _sliced(source), _shape_of(source), normalize, device, "embeddings")
+
+
+def tensor_of(raw: Any, device: str = "cpu") -> torch.Tensor:
+    """Return an array or tensor as a float64 tensor on a device."""
+    if not isinstance(raw, torch.Tensor):
+        values = np.asarray(raw)
+        if values.dtype.kind not in "fiub":
+            raise DataError(f"embeddings must be numbers, got {values.dtype}")
+        raw = torch.from_numpy(values.astype(np.float64, copy=not values.flags.writeable))
+    return raw.to(device=device, dtype=torch.float64)
+
+
+def checked(values: torch.Tensor, first_row: int = 0, normalize: bool = False) -> torch.Tensor:
+    """Return rows (n, d), normalised where asked; DataError naming the first row that cannot be used."""
+    lengths = torch.linalg.vector_norm(values, dim=1)
+    wrong = ~torch.isfinite(lengths)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"{int(wrong.sum())} embeddings hold NaN or infinite values, first row {first_row + row}; "
+            "leave them out or compute them again in fp32"
+        )
+    if not normalize:
+        return values
+    if (lengths == 0).any():
+        row = int((lengths == 0).nonzero()[0])
+        raise DataError(
+            f"{int((lengths == 0).sum())} embeddings cannot be normalised, first row {first_row + row} of length 0.0; "
+            "leave them out, or measure with normalize=False"
+        )
+    return values / lengths[:, None]
+
+
+def gathered(source: Any, *, normalize: bool = False, device: str = "cpu", dtype: torch.dtype) -> torch.Tensor:
+    """Return all rows as one tensor (n, d), read and checked block by block so that float64 copies stay small."""
+    rows = rows_of(source, normalize=normalize, device=device)
+    values = torch.empty(rows.shape, dtype=dtype, device=device)
+    for place, block in rows.blocks():
+        values[place] = block
+    return values
+
+
+def check_rows(source: Any, *, normalize: bool = False) -> None:
+    """Raise DataError for rows that cannot be used, by their place in the source: for what reorders rows afterwards."""
+    for _ in rows_of(source, normalize=normalize).blocks():
+        pass
+
+
+def _shape_of(source: Any) -> tuple[int, int]:
+    shape = tuple(int(side) if side == side else -1 for side in source.shape)
+    if len(shape) != 2 or min(shape) < 1:
+        raise DataError(
+            f"embeddings must be a table (samples, dimensions) with at least one of each, got shape {shape}"
+        )
+    return shape[0], shape[1]
+
+
+def _sliced(source: Any) -> Iterator[Any]:
+    for start in range(0, source.shape[0], BLOCK_ROWS):
+        yield source[start : start + BLOCK_ROWS]
+
+
+def _dask_blocks(source: Any) -> Iterator[np.ndarray]:
+    """Compute a dask array chunk by chunk; a chunk larger than a block is fetched once and cut."""
+    start = 0
+    for rows in source.chunks[0]:
+        chunk = source[start : start + rows].compute()
+        start += rows
+        yield from _sliced(chunk)
+
+
+def _counted(blocks: Iterable[Any]) -> tuple[int, int]:
+    count, width = 0, 0
+    for block in blocks:
+        count, width = count + len(block), int(block.shape[1])
+    if not count:
+        raise DataError("no rows: the callable's iterator was empty")
+    return count, width
+
+
+class Shifted:
+    """Rows less the mean of their first block: what depends on differences alone stays, and keeps more digits."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.shape = rows.shape
+        self._rows = rows
+        self._offset: torch.Tensor | None = None
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the rows in order, see `Rows`."""
+        for place, block in self._rows.blocks():
+            if self._offset is None:
+                self._offset = block.mean(dim=0)
+            yield place, block - self._offset

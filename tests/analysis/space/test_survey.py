@@ -1,0 +1,64 @@
+"""All measures of a space from one look at the pairs are those that the single functions give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import space
+from analysis.space import survey
+from engine.errors import DataError, UsageError
+from tests.analysis.space.test_silhouettes import clustered
+
+NAMES = tuple("abcdef")
+OPTIONS = {"replicates": 10, "permutations": 6, "seed": 2}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_one_look__gives_what_single_functions_give(missing, normalize):
+    features, classes = clustered()
+    if missing:
+        classes = np.where(np.arange(len(classes)) % 6 == 0, -1, classes)
+    y = (classes[:, None] == np.arange(6)).astype(np.int8)
+    groups = np.arange(len(classes)) // 2
+    found = survey.measure_space(features, classes, y, groups, label_names=NAMES, k=4, normalize=normalize, **OPTIONS)
+    rows, _ = space.nearest_neighbours(features, 4, groups, normalize=normalize)
+    expected = [
+        *space.silhouette(features, classes, groups, class_names=NAMES, normalize=normalize, **OPTIONS),
+        *space.centroid_measures(features, classes, groups, class_names=NAMES, normalize=normalize, **OPTIONS)[3:],
+        space.knn_purity(rows, classes, groups, class_names=NAMES, **OPTIONS)[0],
+        *space.label_purity(rows, y, groups, label_names=NAMES, **OPTIONS),
+        *space.hubness(rows, groups, **OPTIONS),
+        space.class_alignment(features, classes, groups, **OPTIONS),
+        space.uniformity(features, groups, replicates=10, seed=2),
+    ]
+    table, single = space.measure_table(found), space.measure_table(expected)
+    assert table[["name", "label", "note"]].equals(single[["name", "label", "note"]])
+    for column in ("value", "low", "high", "null", "p"):
+        np.testing.assert_allclose(table[column], single[column], rtol=1e-4, atol=1e-5)
+
+
+def test_every_undefined_number__has_a_note():
+    features, classes = clustered(3)
+    y = np.column_stack([(classes[:, None] == np.arange(6)), np.zeros(len(classes))]).astype(np.int8)
+    table = space.measure_table(
+        survey.measure_space(features, classes, y, label_names=(*NAMES, "nobody has it"), k=3, **OPTIONS)
+    )
+    silent = table[table[["value", "low", "null"]].isna().any(axis=1) & (table["note"] == "")]
+    assert not len(silent), silent
+
+
+def test_wrong_input__is_refused():
+    features, classes = clustered(4)
+    y = (classes[:, None] == np.arange(6)).astype(np.int8)
+    with pytest.raises(DataError, match="rows of labels"):
+        survey.measure_space(features, classes, y[:-1], label_names=NAMES)
+    with pytest.raises(UsageError, match="choose k up to 94"):
+        survey.measure_space(features, classes, y, label_names=NAMES, k=1000)
+    broken = features.copy()
+    broken[41] = np.nan
+    with pytest.raises(DataError, match="first row 41;"):
+        survey.measure_space(broken, classes, y, label_names=NAMES)
+    with pytest.raises(DataError, match="2 classes are needed"):
+        survey.measure_space(features[:1], classes[:1], y[:1], label_names=NAMES)
