@@ -1,29 +1,49 @@
-"""`fluoro distances`: how far classes lie apart in embedding space, how wide they are, and what chance would give.
+"""`fluoro distances`: how far apart classes lie, what shape embedding space has, and what chance would give.
 
-Comes in: a data set and a model. Goes out: inter, intra and their ratio on the test split with intervals by patient,
-beside the ratio under permuted labels, and the distance of every pair of classes. ``protocol: paper`` takes embeddings
-as they are, ``sound`` brings them to length one.
+Comes in: a data set, a model, optionally a second model. Goes out: on the samples of one split, the study's inter,
+intra and ratio, forms of them that fit several labels, the shape of the space (silhouette, neighbours, hubs, uniformity
+...), likeness to the second model's space, the gap between images and texts, each with an interval by patient and
+beside what permuted labels or pairs give; and maps as pictures. ``protocol: paper`` takes embeddings as they are,
+``sound`` brings them to length one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from jobs import measuring, study_scores, study_settings
+from analysis import distances, space
+from engine.errors import UsageError
+from jobs import measuring, opening, space_maps, study_scores, study_settings
 from jobs.progress import Progress
-from jobs.runs import open_run
+from jobs.runs import Run, open_run
+from jobs.study_records import number
 
 SETTING = "Frozen encoder"
 PAIRS_FILE = "distances.csv"
+SPACE_FILE = "space.csv"
+STUDY = "study's distances"
+SEVERAL = "several labels a sample"
+SHAPE = "shape of the space"
+LIKENESS = "likeness of two spaces"
+MODALITIES = "images and texts"
 
 
 class Config(measuring.MeasureOptions):
     """What `fluoro distances` needs."""
+
+    on: Literal["test", "val", "train", "all"] = Field("test", description="the split that is measured")
+    against: str | None = Field(None, description="second model, such as a fine-tuned one, for CKA and Procrustes")
+    k: int = Field(10, ge=1, description="neighbours of each sample")
+    permutations: int = Field(200, ge=1, description="permutations of each null")
+    texts: bool = Field(True, description="measure images against texts where samples have texts")
+    map: Literal["auto", "pca", "tsne", "umap"] = Field("auto", description="map beside the principal components")
 
 
 @dataclass(frozen=True)
@@ -37,20 +57,31 @@ class Result:
         Rows inter, intra, ratio, ratio_null: metric, value, low, high.
     pairs : DataFrame
         label_a, label_b, distance of their centroids.
+    measures : DataFrame
+        One row a measure and label: section and the fields of `analysis.space.Measure`.
+    maps : list of Path
+        PNG files.
     failures : DataFrame
     """
 
     folder: Path
     distances: pd.DataFrame
     pairs: pd.DataFrame
+    measures: pd.DataFrame
+    maps: list[Path]
     failures: pd.DataFrame
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the figures, and each class's nearest one."""
-        return {"Class distances on the test split": self.distances, "Nearest classes": nearest_classes(self.pairs)}
+        """Return the study's figures, each class's nearest one, and the measures by section."""
+        shown = {"Class distances": self.distances, "Nearest classes": nearest_classes(self.pairs)}
+        for section, part in self.measures.groupby("section", sort=False):
+            shown[str(section)[0].upper() + str(section)[1:]] = readable(part)
+        return shown
 
     def lines(self) -> Iterator[str]:
         """Return where things lie."""
+        for path in self.maps:
+            yield f"map: {path}"
         yield f"run: {self.folder}"
 
 
@@ -62,21 +93,40 @@ def run(
     Raises
     ------
     UsageError
-        An output that exists.
+        An output that exists, more neighbours than there are samples, a map whose package is missing.
     DataError
-        No labels, or an empty split.
+        No labels, an empty split, a split with fewer than two classes.
     """
     progress = progress or Progress()
+    space_maps.check(config.map)
     with open_run("distances", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         material = measuring.prepare(config, record, progress)
         setting = _bare_setting(material, config.protocol)
         with record.step("distances") as step:
             study_scores.write_distances(material, [setting], config.protocol, record, config.replicates, config.seed)
             step.items = len(material.rows("test"))
+        rows = np.arange(len(material.dataset)) if config.on == "all" else material.rows(config.on)
+        sections: list[tuple[str, Sequence[space.Measure]]] = []
+        with record.step("shape of the space") as step:
+            sections += _of_one_space(material, rows, config)
+            step.items = len(rows)
+        if config.against is not None:
+            with record.step("second model") as step:
+                sections.append((f"{LIKENESS}: {config.against}", _likeness(material, rows, config, record, progress)))
+                step.items = len(rows)
+        if config.texts and (material.dataset.samples["text"] != "").any():
+            with record.step("images and texts") as step:
+                found = _modalities(material, rows, config, record, progress)
+                sections += [(MODALITIES, found)] if found else []
+                step.items = len(rows)
+        with record.step("maps") as step:
+            maps = space_maps.write_maps(material, rows, config.map, config.seed, config.protocol == "sound", record)
+            step.items = len(rows)
+        measures = _recorded(sections, config, record)
     numbers = measuring.result_lines(record.folder, "distance")[["metric", "value", "low", "high"]]
     pairs = pd.read_csv(record.folder / PAIRS_FILE)[["label_a", "label_b", "distance"]]
     failures = pd.DataFrame(record.failures, columns=["id", "uri", "what", "reason"])
-    return Result(record.folder, numbers, pairs, failures)
+    return Result(record.folder, numbers, pairs, measures, maps, failures)
 
 
 def nearest_classes(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -86,6 +136,108 @@ def nearest_classes(pairs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["label", "nearest", "distance"])
     found = others.loc[others.groupby("label_a", sort=False)["distance"].idxmin()]
     return found.set_axis(["label", "nearest", "distance"], axis=1).reset_index(drop=True)
+
+
+def readable(measures: pd.DataFrame) -> pd.DataFrame:
+    """Return measures as a table to read: value with interval, null with range, p, samples, note."""
+    rows = []
+    for each in measures.to_dict("records"):
+        rows.append(
+            {
+                "measure": each["name"],
+                "label": "" if pd.isna(each["label"]) else each["label"],
+                "value": _with_range(each["value"], each["low"], each["high"]),
+                "null": _with_range(each["null"], each["null_low"], each["null_high"]),
+                "p": "" if pd.isna(each["p"]) else f"{each['p']:.3f}",
+                "n": each["samples"],
+                "note": each["note"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _with_range(value: float, low: float, high: float) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.4g}" if pd.isna(low) or pd.isna(high) else f"{value:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _of_one_space(
+    material: study_settings.Material, rows: np.ndarray, config: Config
+) -> list[tuple[str, Sequence[space.Measure]]]:
+    """Return the multi-label distances and the shape of the images' space."""
+    names, y = material.dataset.label_names, material.y[rows]
+    features, groups = material.features[rows], material.dataset.groups[rows]
+    options = _options(config)
+    options["normalize"] = config.protocol == "sound"
+    several = [
+        *distances.overlap_distances(features, y, groups, label_names=names, **options),
+        *distances.label_separation(features, y, groups, label_names=names, **options),
+    ]
+    first = distances.first_positive(y)
+    centroids = space.centroid_measures(features, first, groups, class_names=names, **options)
+    shape = space.measure_space(features, first, y, groups, label_names=names, k=config.k, **options)
+    study = [each for each in centroids if each.name in ("inter", "intra", "ratio")]
+    return [(STUDY, study), (SEVERAL, several), (SHAPE, shape)]
+
+
+def _likeness(
+    material: study_settings.Material, rows: np.ndarray, config: Config, record: Run, progress: Progress
+) -> list[space.Measure]:
+    """Return CKA and Procrustes between the model's space and the second one's, on samples that both have."""
+    assert config.against is not None  # asked for
+    encoder = opening.load_model(config.model_copy(update={"model": config.against}), config.cache, material.dataset)
+    if encoder.id == material.encoder.id:
+        raise UsageError(f"--against {config.against!r} is the model itself, encoder {encoder.id}; name another one")
+    report = material.cache.embed(
+        material.dataset, encoder, ("image",), batch_size=config.batch_size, threads=config.threads, progress=progress
+    )
+    record.fail(report.failures)
+    record.note(against={"id": encoder.id, "name": encoder.name, "description": encoder.description})
+    other = material.cache.features(material.dataset, encoder, "image")
+    both, here, there = np.intersect1d(rows, other.rows, return_indices=True)
+    del here
+    # Neither measure changes with the length of vectors as a whole; lengths are kept under "paper" only.
+    normalize = config.protocol == "sound"
+    x, y = material.features[both], other.values[there]
+    if normalize:
+        x, y = (each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-30) for each in (x, y))
+    return space.space_similarity(x, y, material.dataset.groups[both], **_options(config))
+
+
+def _modalities(
+    material: study_settings.Material, rows: np.ndarray, config: Config, record: Run, progress: Progress
+) -> list[space.Measure]:
+    """Return alignment and gap between images and their texts, for samples that have both."""
+    report = material.cache.embed(
+        material.dataset, material.encoder, ("text",), batch_size=config.batch_size, progress=progress
+    )
+    record.fail(report.failures)
+    texts = material.cache.features(material.dataset, material.encoder, "text")
+    both, _, there = np.intersect1d(rows, texts.rows, return_indices=True)
+    if len(both) < 2:
+        return []
+    images, groups = material.features[both], material.dataset.groups[both]
+    return [
+        space.modality_gap(images, texts.values[there], groups, **_options(config)),
+        space.pair_alignment(images, texts.values[there], groups, **_options(config)),
+    ]
+
+
+def _options(config: Config) -> dict[str, Any]:
+    # Intervals of space measures settle with fewer resamples than those of counts of rare positives.
+    return {"replicates": min(config.replicates, 200), "permutations": config.permutations, "seed": config.seed}
+
+
+def _recorded(sections: Sequence[tuple[str, Sequence[space.Measure]]], config: Config, record: Run) -> pd.DataFrame:
+    """Write measures as result lines and as a table."""
+    rows = [{"section": section, **asdict(each)} for section, measures in sections for each in measures]
+    for row in rows:
+        values = {key: number(value) if isinstance(value, float) else value for key, value in row.items()}
+        record.record("space", protocol=config.protocol, setting=SETTING, split=config.on, **values)
+    table = pd.DataFrame(rows)
+    table.to_csv(record.path(SPACE_FILE), index=False, float_format="%.6g")
+    return table
 
 
 def _bare_setting(material: study_settings.Material, protocol: str) -> study_settings.Setting:

@@ -52,11 +52,17 @@ def zeroshot(**given: Any) -> dict[str, Any]:
 @options.splits
 @protocol
 @click.option("-C", "probe__C", multiple=True, type=float, metavar="C", help="Inverse strength of L2; best of several.")
+@click.option("--kind", metavar="KIND", help="logistic, text-prior, ridge, nearest-mean, neighbours, tip-adapter, mlp.")
+@click.option("--class-weight", multiple=True, metavar="HOW", help="none or balanced; both are tried if given twice.")
+@click.option("--folds", type=int, metavar="K", help="Choose on K folds of train and val by group. [0: choose on val]")
 @replicates
 @options.batches
 @options.out
 def probe(**given: Any) -> dict[str, Any]:
-    """Fit a linear head for each label of DATASET on cached embeddings, test them and save them."""
+    """Fit probes for the labels of DATASET on cached embeddings; choose without the test rows, test and save the best.
+
+    All values of C, class weightings, folds and seeds (--set seeds=[0,1,2]) are solved together.
+    """
     return options.with_data(given)
 
 
@@ -84,11 +90,20 @@ def finetune(**given: Any) -> dict[str, Any]:
 @options.cache
 @options.splits
 @protocol
+@click.option("--on", type=click.Choice(["test", "val", "train", "all"]), help="Split that is measured. [test]")
+@click.option("--against", metavar="NAME", help="Second model, such as a fine-tuned one: CKA and Procrustes.")
+@click.option("-k", "k", type=int, metavar="K", help="Neighbours of each sample. [10]")
+@click.option("--map", type=click.Choice(["auto", "pca", "tsne", "umap"]), help="Map beside the PCA. [auto: t-SNE]")
+@click.option("--permutations", type=int, metavar="P", help="Permutations of each null. [200]")
 @replicates
 @options.batches
 @options.out
 def distances(**given: Any) -> dict[str, Any]:
-    """Measure how far the classes of DATASET lie apart, how wide they are, and what chance would give."""
+    """Measure how far the classes of DATASET lie apart and what shape the space has, beside what chance would give.
+
+    The study's distances, forms of them for several labels a sample, silhouette, neighbours, hubs, uniformity, likeness
+    to a second model, the gap between images and texts, and maps as pictures.
+    """
     return options.with_data(given)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import types
+
 import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
@@ -36,8 +40,37 @@ def test_method__is_pca_alone_for_many_or_few():
     assert embedding_map.map_method(embedding_map.LARGEST_TSNE + 1) == "pca"
     assert embedding_map.map_method(2000) == "tsne" and embedding_map.map_method(4) == "pca"
     assert "principal" in embedding_map.describe(9) and "mean nothing" in embedding_map.describe(900)
-    with pytest.raises(UsageError, match="unknown embedding map 'umap'"):
-        embedding_map.map_method(5, "umap")
+    with pytest.raises(UsageError, match="unknown embedding map 'som'; known: auto, pca, tsne, umap"):
+        embedding_map.map_method(5, "som")
+
+
+def test_umap__is_used_where_installed_and_else_its_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install umap-learn"):
+        embedding_map.embedding_map(clusters(), method="umap")
+
+    class Fake(types.ModuleType):
+        class UMAP:
+            def __init__(self, **options):
+                self.options = options
+
+            def fit_transform(self, values):
+                assert self.options["random_state"] == 4 and values.shape[0] == 90
+                return values[:, :2].astype(np.float32) + 1
+
+    monkeypatch.setitem(sys.modules, "umap", Fake("umap"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    places = embedding_map.embedding_map(clusters(), method="umap", seed=4)
+    assert places.shape == (90, 2) and np.abs(places.mean(axis=0)).max() < 1e-6
+    assert embedding_map.describe(90, "umap").startswith("UMAP: who is near whom")
+
+
+def test_signs_of_principal_components__do_not_depend_on_the_order_of_samples():
+    features = clusters()
+    places = embedding_map.embedding_map(features, method="pca")
+    turned = embedding_map.embedding_map(features[::-1].copy(), method="pca")
+    np.testing.assert_allclose(turned[::-1], places, atol=1e-9)
 
 
 @pytest.mark.parametrize(("count", "dimensions"), [(1, 5), (2, 5), (3, 1), (12, 2), (40, 3)])
