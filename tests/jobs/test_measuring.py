@@ -8,7 +8,7 @@ import pytest
 
 from analysis.heads import LinearHead
 from engine.errors import DataError, UsageError
-from jobs import cli, distances, measuring, probe, zeroshot
+from jobs import cli, compare, distances, measuring, probe, zeroshot
 from jobs.config import SplitOptions
 from tests import models
 
@@ -76,6 +76,16 @@ def test_zeroshot_reuses_what_the_probe_embedded(common, probed, tmp_path):
     assert pd.isna(costs.loc["embed images", "items"]) and costs.loc["embed images", "reused"] == 160
     labels = measuring.label_table(result.metrics, "Zero-shot")
     assert len(labels) == 14 and labels["positives"].sum() > 0
+
+
+def test_runs_of_verbs_can_be_compared(common, probed, tmp_path):
+    other = zeroshot.run(zeroshot.Config(**common), out=tmp_path / "run")
+    result = compare.run(compare.Config(runs=[other.folder, probed.folder], metrics=["map"], replicates=100))
+    row = result.differences.iloc[0]
+    values = [run.metrics.set_index(["setting", "metric", "label"])["value"] for run in (other, probed)]
+    expected = values[0]["Zero-shot", "map", None] - values[1]["Linear probe", "map", None]
+    # scores.npz holds scores in float32
+    assert row["difference"] == pytest.approx(expected, abs=1e-3) and row["other"] == "Linear probe"
 
 
 def test_the_papers_zero_shot_is_another_one(common, probed, tmp_path):
