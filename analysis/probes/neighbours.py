@@ -61,6 +61,10 @@ class NearestMean(LinearEstimator):
         self.coef_ = (positive - negative) / spread[:, None]
         self.intercept_ = -0.5 * (self.coef_ * (positive + negative)).sum(axis=1)
 
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        # Samples that are equally near are tied, and not ordered by rounding.
+        return np.round(super()._answer(x), 12)
+
 
 class NeighbourProbe(Probe):
     """k nearest neighbours: the log-odds of a label's share among them.

@@ -21,6 +21,11 @@ def mean_log_loss(y: np.ndarray, logits: np.ndarray) -> float:
     return float(np.mean(np.logaddexp(0.0, logits) - np.asarray(y) * logits))
 
 
+def mean_average_precision(y: np.ndarray, logits: np.ndarray) -> float:
+    """Return average precision averaged over the labels that have positives, NaN where none has."""
+    return float(mean_of_defined(average_precision(y, logits)))
+
+
 def validation_scores(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Return what a choice is made by: mean log-loss, and mean average precision over labels with positives (or NaN).
 
@@ -29,10 +34,7 @@ def validation_scores(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     y : ndarray of 0/1, (m, L)
     logits : ndarray of float, (m, L)
     """
-    return {
-        "log_loss": mean_log_loss(y, logits),
-        "average_precision": float(mean_of_defined(average_precision(y, logits))),
-    }
+    return {"log_loss": mean_log_loss(y, logits), "average_precision": mean_average_precision(y, logits)}
 
 
 def choose_best(scores: Sequence[dict[str, float]], select: str) -> int:
