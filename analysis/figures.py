@@ -200,6 +200,47 @@ def prediction_bars(rows: pd.DataFrame, labels: Sequence[str], settings: Sequenc
     return _svg(draw, 10.0, 3.6, "Predicted rate over prevalence by label; triangles: never predicted")
 
 
+def reliability_panels(
+    truth: np.ndarray, scores: np.ndarray, settings: Sequence[str], colours: dict[str, str], bins: int = 12
+) -> str:
+    """Draw how often what was said so surely is true, all labels together, one panel a setting, logarithmic axes.
+
+    Parameters
+    ----------
+    truth : ndarray, (n, L), 0/1
+    scores : ndarray of float in [0, 1], (S, n, L)
+    settings : sequence of str, length S
+    colours : dict
+    bins : int
+        Each holds as many (image, label) pairs as any other, so that rare labels are not all in the first one.
+    """
+    least = 1e-3
+
+    def draw(figure: Figure) -> None:
+        # The page stretches a drawing to its width, so one panel must not be a drawing of its own size.
+        axes = figure.subplots(1, max(3, len(settings)), sharex=True, sharey=True, squeeze=False)[0]
+        for axis in axes[len(settings) :]:
+            axis.set_visible(False)
+        for axis, setting, values in zip(axes, settings, scores, strict=False):
+            order = np.argsort(values, axis=None)
+            parts = np.array_split(order, bins)
+            said = np.array([values.ravel()[part].mean() for part in parts])
+            found = np.array([truth.ravel()[part].mean() for part in parts])
+            axis.plot([least, 1], [least, 1], color=FAINT, linewidth=0.9, linestyle=":")
+            seen = found >= least
+            axis.plot(
+                np.maximum(said[seen], least), found[seen], "o-", color=colours[setting], markersize=4, linewidth=1.2
+            )
+            never = np.maximum(said[~seen], least)
+            axis.plot(never, np.full(len(never), least), "v", color=colours[setting], markersize=4, fillstyle="none")
+            axis.set_title(setting, loc="left")
+            axis.set(xscale="log", yscale="log", xlim=(least * 0.8, 1.1), ylim=(least * 0.8, 1.1))
+            axis.set_xlabel("mean probability")
+        axes[0].set_ylabel("share that is true")
+
+    return _svg(draw, 10.0, 3.2, "Reliability: probability against frequency, all labels")
+
+
 def cost_bars(rows: pd.DataFrame) -> str:
     """Draw the seconds of each step.
 

@@ -25,6 +25,11 @@ TITLES = {
     "map": "mAP",
     "auroc_macro": "macro-AUROC",
     "hamming": "Hamming loss",
+    "auroc_micro": "micro-AUROC",
+    "ranking_loss": "ranking loss",
+    "brier": "Brier score",
+    "ece": "calibration error",
+    "over_prediction": "over-prediction",
 }
 COMPARED = ("lrap", "f1_macro", "exact_match", "coverage_error")
 FEW_POSITIVES = 10

@@ -29,7 +29,16 @@ from engine import sources, splits
 from engine.dataset import Dataset
 from engine.errors import DataError, UsageError
 from jobs import config as configs
-from jobs import opening, runs, study_heatmaps, study_records, study_scores, study_settings, study_showcase
+from jobs import (
+    opening,
+    runs,
+    study_analyses,
+    study_heatmaps,
+    study_records,
+    study_scores,
+    study_settings,
+    study_showcase,
+)
 from jobs import progress as displays
 
 
@@ -56,6 +65,9 @@ class Config(configs.ModelOptions, configs.CacheOptions):
     finetune: study_settings.FinetuneSection = Field(default_factory=study_settings.FinetuneSection)
     heatmaps: study_heatmaps.HeatmapSection = Field(default_factory=study_heatmaps.HeatmapSection)
     showcase: study_showcase.ShowcaseSection = Field(default_factory=study_showcase.ShowcaseSection)
+    subgroups: study_analyses.SubgroupSection = Field(default_factory=study_analyses.SubgroupSection)
+    space: study_analyses.SpaceSection = Field(default_factory=study_analyses.SpaceSection)
+    leaks: study_analyses.LeakSection = Field(default_factory=study_analyses.LeakSection)
     replicates: int = Field(1000, ge=100, description="bootstrap replicates, resampling patients")
     seed: int = 0
     batch_size: int | None = Field(None, ge=1, description="images a batch; by device unless given")
@@ -124,6 +136,8 @@ def run(
             encoder = opening.load_model(config, config.cache, dataset)
         material = _embed(config, dataset, encoder, cache, record, progress)
         _describe(material, config, record)
+        with record.step("split and leaks"):
+            study_analyses.write_split(material, config.leaks, record)
         with record.step("index") as step:
             index = indexes.build_index(cache, encoder.id, "image", "exact")
             step.items = len(index)
@@ -141,6 +155,7 @@ def run(
                 study_scores.write_distances(
                     material, compared[protocol], protocol, record, config.replicates, config.seed
                 )
+            _questions(config, material, compared[protocol], protocol, record)
             if config.heatmaps.enabled:
                 cases += _heatmaps(config, material, compared[protocol], protocol, record, progress, kept)
         record.path("heatmaps.json").write_text(json.dumps(cases, ensure_ascii=False))
@@ -277,6 +292,26 @@ def _settings(
     known = [*record.provenance["encoders"]]
     record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])
     return [zero_shot, probe, tuned]
+
+
+def _questions(
+    config: Config,
+    material: study_settings.Material,
+    settings: Sequence[study_settings.Setting],
+    protocol: str,
+    record: runs.Run,
+) -> None:
+    """Ask what the threshold, the subgroup and the shape of the space have to say."""
+    with record.step(f"thresholds ({protocol})"):
+        study_analyses.write_thresholds(material, settings, protocol, record, config.replicates, config.seed)
+    if config.subgroups.enabled:
+        with record.step(f"subgroups ({protocol})") as step:
+            step.items = study_analyses.write_subgroups(
+                material, settings, config.subgroups, protocol, record, config.replicates, config.seed
+            )
+    if config.space.enabled:
+        with record.step(f"space ({protocol})") as step:
+            step.items = study_analyses.write_space(material, settings, config.space, protocol, record, config.seed)
 
 
 def _heatmaps(

@@ -49,6 +49,28 @@ def metric_rows(bootstrap: Bootstrap, protocol: str, baselines: Collection[str],
     return rows
 
 
+def difference_rows(table: pd.DataFrame, protocol: str) -> list[Row]:
+    """Return one row a paired difference between settings.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `analysis.comparison.paired_differences`.
+    protocol : str
+    """
+    return [
+        {
+            "kind": "difference",
+            "protocol": protocol,
+            "split": "test",
+            **{name: row[name] for name in ("setting", "other", "metric", "better")},
+            "value": number(row["difference"]),
+            **{name: number(row[name]) for name in ("low", "high", "p", "p_holm")},
+        }
+        for row in table.to_dict("records")
+    ]
+
+
 def minutes_row(protocol: str, setting: str, seconds: float) -> Row:
     """Return the row of a setting's own time, training and scoring, in minutes."""
     return {

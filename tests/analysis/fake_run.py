@@ -63,6 +63,7 @@ def write_fake_run(folder: Path, label_names: tuple[str, ...] = STUDY_LABELS, sa
                     "high": 1.5,
                 }
             )
+    rows += _answers(label_names)
     for setting, baseline in (("Linear probe", False), ("Centre prior", True)):
         for label in (None, label_names[0]):
             rows.append(
@@ -171,3 +172,24 @@ def write_fake_run(folder: Path, label_names: tuple[str, ...] = STUDY_LABELS, sa
     )
     (folder / "failures.csv").write_text("id,uri,what,reason\ns9,a.png,image,truncated file\n")
     return folder
+
+
+def _answers(label_names: tuple[str, ...]) -> list[dict]:
+    """One line of each kind that stands beside the metrics: made up, some of it undefined."""
+    base = {"protocol": "sound", "split": "test", "setting": "Linear probe", "value": 0.2, "low": 0.1, "high": 0.3}
+    pair = {"other": "Zero-shot", "metric": "lrap", "p": 0.01, "p_holm": 0.02, "better": "Linear probe"}
+    some = {"column": "sex", "subgroup": "F", "metric": "lrap", "n": 30, "groups": 20, "compared": True}
+    none = {"value": None, "low": None, "high": None, "note": "needs two classes"}
+    nulls = {"null": 0.1, "null_low": 0.05, "null_high": 0.15, "p": 0.005}
+    return [
+        {"kind": "difference", **base, **pair},
+        {"kind": "difference", **base, **pair, "metric": "map", "p": None, "p_holm": None, "better": ""},
+        {"kind": "threshold", **base, "family": "minmax", "metric": "f1_macro", "rank": 1.0, "probabilities": True},
+        {"kind": "subgroup", **base, **some},
+        {"kind": "subgroup", **base, **some, "subgroup": "M", "compared": False, "value": None},
+        {"kind": "gap", **base, "column": "sex", "metric": "lrap", "best": "F", "worst": "M", "p": 0.2, "p_holm": 0.9},
+        {"kind": "space", **base, **nulls, "metric": "silhouette", "note": ""},
+        {"kind": "space", **base, **none, "metric": "knn_purity"},
+        *({"kind": "split", "split": part, "label": label, "metric": "prevalence", "value": 0.25, "n": 20}
+          for part in ("train", "val", "test") for label in label_names),
+    ]  # fmt: skip

@@ -92,6 +92,33 @@ def test_report__leaves_a_csv_beside_each_table(run_folder: Path) -> None:
     assert set(written["setting"]) >= set(SETTINGS)
 
 
+def test_report__shows_what_stands_beside_the_metrics(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text()
+    for heading in (
+        "Settings against one another",
+        "What the threshold does",
+        "Subgroups",
+        "Shape of the space",
+        "The split",
+    ):
+        assert heading in text
+    assert "per-image min-max at 0.5" in text and "images: 30, patients: 20" in text
+    assert "needs two classes" in text and "null 0.100, p = 0.005" in text
+    for name in ("differences-sound", "thresholds-sound", "subgroups-sound", "space-sound", "split"):
+        assert len(pd.read_csv(run_folder / "tables" / f"{name}.csv"))
+
+
+def test_report__of_a_run_without_them_leaves_their_sections_out(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path)
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    kinds = ("difference", "threshold", "subgroup", "gap", "space", "split")
+    kept = [line for line in lines if not any(f'"kind": "{kind}"' in line for kind in kinds)]
+    assert len(kept) < len(lines)
+    (folder / "results.jsonl").write_text("\n".join(kept) + "\n")
+    text = render_report(folder).read_text()
+    assert "Shape of the space" not in text and 'href="#split"' not in text
+
+
 def test_report__figure_ids_do_not_meet(run_folder: Path) -> None:
     ids = re.findall(r'\bid="([^"]+)"', (run_folder / "report.html").read_text())
     assert len(ids) == len(set(ids))

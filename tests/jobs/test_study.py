@@ -68,6 +68,37 @@ def test_study__metrics_are_those_of_its_scores(small_run) -> None:
         assert found["coverage_error"] == pytest.approx(coverage_error(truth, values), abs=0.05)
 
 
+def test_study__asks_of_thresholds_subgroups_the_space_and_the_split(small_run) -> None:
+    record = run_record.read_run(small_run[0].folder)
+    thresholds = record.rows("threshold")
+    assert set(thresholds["family"]) == {"fixed", "minmax", "prevalence", "f1"}
+    # The sound protocol cuts at the F1-optimal thresholds, so that family must give the metrics themselves.
+    metrics = record.rows("metric")
+    metrics = metrics[(metrics["protocol"] == "sound") & metrics["label"].isna() & (metrics["metric"] == "f1_macro")]
+    own = thresholds[(thresholds["protocol"] == "sound") & (thresholds["family"] == "f1")]
+    own = own[own["metric"] == "f1_macro"].set_index("setting")["value"]
+    assert len(own) >= 2
+    for setting, value in own.items():
+        assert value == pytest.approx(float(metrics.set_index("setting").loc[setting, "value"]))
+    # Subgroups of one column share out the test samples.
+    part = record.rows("subgroup")
+    part = part[(part["column"] == "findings") & (part["metric"] == "lrap") & (part["protocol"] == "sound")]
+    assert set(part.groupby("setting")["n"].sum()) == {record.scores.truth.shape[0]}
+    assert {"silhouette", "knn_purity", "separation"} <= set(record.rows("space")["metric"])
+    split = record.rows("split")
+    test = split[split["split"] == "test"].set_index("label")["value"]
+    assert test.to_numpy() == pytest.approx(record.scores.truth.mean(axis=0))
+    differences = record.rows("difference")
+    assert (differences["p_holm"].dropna() >= differences["p"].dropna()).all()
+
+
+def test_study__an_unknown_subgroup_column_is_named(tmp_path: Path) -> None:
+    model = models.open_clip_vit(tmp_path / "model")
+    asked = {"subgroups.columns": ["seks"], "finetune.enabled": False, "heatmaps.enabled": False}
+    with pytest.raises(UsageError, match="no sample column 'seks'"):
+        run_study("phantom:90?seed=3&enrich=0.1&size=96", model, tmp_path / "run", tmp_path / "cache", **asked)
+
+
 def test_study__reference_rows_stand_beside_the_published_protocol_only(small_run) -> None:
     record = run_record.read_run(small_run[0].folder)
     reference = record.rows("reference").set_index(["setting", "metric"])["value"]

@@ -1,0 +1,100 @@
+"""What the report says of the run itself: facts, time and size of each step, failures, where everything came from.
+
+Comes in: provenance and cost rows. Goes out: tables and name-value pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import run_record
+from analysis.report.tables import Cell, Row, Table, number
+
+
+def facts(record: run_record.RunRecord) -> list[dict[str, str]]:
+    """Return the figures at the head of the page: name and value of each."""
+    provenance = record.provenance
+    dataset, split = provenance.get("dataset", {}), provenance.get("split", {})
+    counts = split.get("counts", {})
+    facts = [
+        ("samples", f"{dataset.get('n', 0):,}"),
+        ("patients", f"{dataset.get('groups', 0):,}"),
+        ("train / val / test", " / ".join(f"{counts.get(name, 0):,}" for name in ("train", "val", "test"))),
+        ("labels", str(len(record.label_names))),
+        ("imbalance", dataset.get("imbalance", "–")),
+        ("failed samples", f"{len(record.failures):,}"),
+        ("total time", f"{provenance.get('seconds', 0) / 60:.1f} min"),
+    ]
+    return [{"name": name, "value": value} for name, value in facts]
+
+
+def cost_table(costs: pd.DataFrame) -> Table:
+    """Return the steps with seconds, items, rate, what came from the cache, bytes and peak memory."""
+
+    def size(value: float) -> str:
+        if value is None or not math.isfinite(value):
+            return "–"
+        for unit in ("B", "kB", "MB", "GB"):
+            if abs(value) < 1000 or unit == "GB":
+                return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+            value /= 1000
+        return ""
+
+    rows = []
+    for row in costs.itertuples():
+        rows.append(
+            Row(
+                [
+                    Cell(str(row.step)),
+                    Cell(number(row.seconds, 1), sort=row.seconds),
+                    Cell(
+                        "–" if pd.isna(row.items) else f"{int(row.items):,}",
+                        sort=None if pd.isna(row.items) else row.items,
+                    ),
+                    Cell(
+                        "–" if pd.isna(row.rate) else f"{row.rate:,.0f}", sort=None if pd.isna(row.rate) else row.rate
+                    ),
+                    Cell("–" if pd.isna(row.reused) else f"{int(row.reused):,}"),
+                    Cell(size(np.nan if pd.isna(row.bytes) else row.bytes)),
+                    Cell(size(np.nan if pd.isna(row.peak_memory) else row.peak_memory)),
+                ]
+            )
+        )
+    columns = ["step", "seconds", "items", "items a second", "from cache", "written", "peak memory"]
+    return Table(
+        columns,
+        rows,
+        "Peak memory is the process's highest resident size up to the end of the step.",
+        "tables/cost.csv",
+        costs.dropna(axis=1, how="all"),
+    )
+
+
+def failure_table(failures: pd.DataFrame) -> Table:
+    """Return the samples that failed, the first 200 of them."""
+    columns = [column for column in ("id", "uri", "what", "reason") if column in failures]
+    rows = [Row([Cell(str(value)) for value in line]) for line in failures[columns].head(200).itertuples(index=False)]
+    return Table(columns, rows, f"{len(failures)} failures, the first 200 shown; all of them in failures.csv.")
+
+
+def provenance_lines(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values of what the run came from: encoders, data, split, versions, machine, times."""
+
+    def flat(value: Any) -> str:
+        if isinstance(value, dict):
+            return " · ".join(
+                f"{key} {flat(entry)}" for key, entry in value.items() if not isinstance(entry, dict | list)
+            )
+        if isinstance(value, list):
+            return "; ".join(flat(entry) for entry in value)
+        return str(value)
+
+    lines = [("encoders", "; ".join(str(encoder.get("id")) for encoder in provenance.get("encoders", [])))]
+    for name in ("dataset", "split", "versions", "machine", "git_commit", "started", "finished"):
+        if provenance.get(name):
+            lines.append((name.replace("_", " "), flat(provenance[name])))
+    return lines

@@ -1,0 +1,168 @@
+"""What the report shows beyond metrics: paired differences, thresholds, subgroups, the shape of the space, the split.
+
+Comes in: result rows of the kinds that `jobs.study_analyses` writes. Goes out: tables. A kind that a run does not have
+gives no table.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from analysis.report.tables import Cell, Row, Table, css, number, value_cell
+from analysis.verdicts import ALPHA, FAMILY_TITLES
+
+METRIC_TITLES = {
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "exact_match": "exact match",
+    "hamming": "Hamming loss",
+    "over_prediction": "said / true",
+    "lrap": "LRAP",
+    "coverage_error": "coverage error",
+    "map": "mAP",
+    "auroc_macro": "macro AUROC",
+    "brier": "Brier score",
+}
+MEASURE_TITLES = {
+    "silhouette": "silhouette ↑",
+    "davies_bouldin": "Davies-Bouldin ↓",
+    "fisher_ratio": "Fisher ratio ↑",
+    "knn_purity": "kNN purity ↑",
+    "knn_overlap": "kNN label overlap ↑",
+    "hubness": "hubness (skewness) ↓",
+    "antihubs": "share nobody's neighbour ↓",
+    "hubs": "share neighbour of many ↓",
+    "alignment": "alignment within classes ↓",
+    "uniformity": "uniformity ↓",
+    "separation": "label separation ↑",
+    "overlap_contrast": "overlap contrast ↑",
+    "overlap_slope": "overlap slope ↑",
+    "rms_same": "distance, same labels",
+    "rms_partial": "distance, some in common",
+    "rms_disjoint": "distance, none in common",
+}
+
+
+def differences_table(rows: pd.DataFrame, protocol: str) -> Table | None:
+    """Return one row a pair of settings and metric, with its interval and p-value corrected over all of them."""
+    if rows.empty:
+        return None
+    lines = []
+    for row in rows.to_dict("records"):
+        cells = [
+            Cell(f"{row['setting']} − {row['other']}"),
+            Cell(METRIC_TITLES.get(row["metric"], row["metric"])),
+            value_cell(pd.DataFrame([row])),
+            _p_cell(row["p"]),
+            _p_cell(row["p_holm"]),
+            Cell(row["better"] or "not shown"),
+        ]
+        lines.append(Row(cells, "" if row["better"] else "baseline"))
+    columns = ["pair", "metric", "difference", "p", "p, corrected", "better"]
+    caption = "Paired differences on the same resamples of patients; p-values corrected by Holm over all rows."
+    return Table(columns, lines, caption, f"tables/differences-{protocol}.csv", rows.dropna(axis=1, how="all"))
+
+
+def thresholds_table(rows: pd.DataFrame, colours: dict[str, str], protocol: str) -> Table | None:
+    """Return one row a family and setting, one column a decision metric."""
+    if rows.empty:
+        return None
+    metrics = list(dict.fromkeys(rows["metric"]))
+    lines = []
+    for (family, setting), part in rows.groupby(["family", "setting"], sort=False):
+        cells = [
+            Cell(FAMILY_TITLES.get(str(family), str(family))),
+            Cell(str(setting), colour=css(colours[str(setting)])),
+        ]
+        cells += [value_cell(part[part["metric"] == metric]) for metric in metrics]
+        lines.append(Row(cells))
+    columns = ["threshold", "setting", *(METRIC_TITLES.get(metric, metric) for metric in metrics)]
+    caption = (
+        "The same scores, cut in four ways; F1-optimal and prevalence-matched thresholds are chosen on validation. A "
+        "cut at 0.5 means something for probabilities only."
+    )
+    return Table(columns, lines, caption, f"tables/thresholds-{protocol}.csv", rows.dropna(axis=1, how="all"))
+
+
+def subgroup_table(rows: pd.DataFrame, gaps: pd.DataFrame, colours: dict[str, str], protocol: str) -> Table | None:
+    """Return one row a subgroup and setting; beside the metrics how many samples and patients it has."""
+    if rows.empty:
+        return None
+    metrics = [metric for metric in METRIC_TITLES if metric in set(rows["metric"])]
+    lines = []
+    for (column, subgroup, setting), part in rows.groupby(["column", "subgroup", "setting"], sort=False):
+        first = part.iloc[0]
+        cells = [
+            Cell(f"{column}: {subgroup}", f"images: {int(first['n'])}, patients: {int(first['groups'])}"),
+            Cell(str(setting), colour=css(colours[str(setting)])),
+        ]
+        cells += [value_cell(part[part["metric"] == metric]) for metric in metrics]
+        lines.append(Row(cells, "" if first["compared"] else "baseline"))
+    columns = ["subgroup", "setting", *(METRIC_TITLES[metric] for metric in metrics)]
+    tested = gaps[gaps["p_holm"].notna()]
+    shown = int((tested["p_holm"] < ALPHA).sum())
+    caption = (
+        f"Test split; grey: too few patients to compare. Of {len(tested)} gaps between best and worst subgroup {shown} "
+        "are more than permuted subgroups give (corrected within each column)."
+    )
+    return Table(columns, lines, caption, f"tables/subgroups-{protocol}.csv", rows.dropna(axis=1, how="all"))
+
+
+def space_table(rows: pd.DataFrame, colours: dict[str, str], protocol: str) -> Table | None:
+    """Return one row a measure and one column an encoder; below each value its null and p-value."""
+    overall = rows[rows["label"].isna()]
+    if overall.empty:
+        return None
+    settings = list(dict.fromkeys(overall["setting"]))
+    lines = []
+    for metric in dict.fromkeys(overall["metric"]):
+        part = overall[overall["metric"] == metric].drop_duplicates("setting").set_index("setting")
+        cells = [Cell(MEASURE_TITLES.get(metric, str(metric).replace("_", " ")))]
+        cells += [_measure_cell(part.loc[setting]) if setting in part.index else Cell("–") for setting in settings]
+        lines.append(Row(cells))
+    return Table(
+        ["measure", *settings],
+        lines,
+        "Image embeddings of the test split. Below each value its 95 % interval by patient, then what permuted labels "
+        "give and the share of permutations that reach the value.",
+        f"tables/space-{protocol}.csv",
+        rows.dropna(axis=1, how="all"),
+    )
+
+
+def split_table(rows: pd.DataFrame) -> Table | None:
+    """Return one row a label and one column a part of the split: positives and prevalence."""
+    if rows.empty:
+        return None
+    parts = list(dict.fromkeys(rows["split"]))
+    lines = []
+    for label, of_label in rows.groupby("label", sort=False):
+        by_part = of_label.set_index("split")
+        cells = [Cell(str(label))]
+        for part in parts:
+            value, count = float(by_part.loc[part, "value"]), float(by_part.loc[part, "n"])
+            cells.append(
+                Cell(f"{100 * value:.2f} %", f"{round(value * count)} positives", sort=value, heat=min(1, value))
+            )
+        lines.append(Row(cells))
+    caption = "Prevalence of each label in each part of the split."
+    return Table(["label", *parts], lines, caption, "tables/split.csv", rows.dropna(axis=1, how="all"))
+
+
+def _measure_cell(row: pd.Series) -> Cell:
+    if not _finite(row["value"]):
+        return Cell("–", str(row["note"] or ""))
+    small = f"{number(row['low'])} – {number(row['high'])}" if _finite(row["low"]) else ""
+    if _finite(row["null"]):
+        small += f"{'; ' if small else ''}null {number(row['null'])}, p = {number(row['p'])}"
+    return Cell(number(row["value"]), small, float(row["value"]))
+
+
+def _p_cell(value: float) -> Cell:
+    return Cell(number(value), sort=float(value)) if _finite(value) else Cell("–")
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and not isinstance(value, str) and math.isfinite(value)

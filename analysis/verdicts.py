@@ -1,0 +1,134 @@
+"""What may be said of thresholds, subgroups, pairs of settings and leaks, by fixed rules that cannot praise.
+
+In come the tables of `threshold_families`, `subgroups`, `comparison` and `leaks`; out go sentences for the report. As
+in `analysis.sentences`: a difference is called one only where its corrected test says so, and the same numbers always
+give the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from analysis.sentences import TITLES, figure
+
+FAMILY_TITLES = {
+    "fixed": "0.5",
+    "minmax": "per-image min-max at 0.5",
+    "prevalence": "prevalence-matched",
+    "f1": "F1-optimal on validation",
+}
+ALPHA = 0.05
+
+
+def threshold_sentences(conclusions: pd.DataFrame, metrics: tuple[str, ...] = ("f1_macro", "exact_match")) -> list[str]:
+    """Return for each metric whether the order of the settings depends on how scores are cut.
+
+    Parameters
+    ----------
+    conclusions : DataFrame
+        Of `analysis.threshold_families.conclusions`: metric, family, order, changes.
+    metrics : tuple of str
+        Those that are spoken of.
+    """
+    said = []
+    for metric in metrics:
+        part = conclusions[conclusions["metric"] == metric]
+        orders: dict[str, list[str]] = {}
+        for row in part.itertuples():
+            orders.setdefault(str(row.order), []).append(FAMILY_TITLES.get(str(row.family), str(row.family)))
+        if not orders:
+            continue
+        title = TITLES.get(metric, metric)
+        if len(orders) == 1:
+            said.append(
+                f"By {title} the order of the settings is the same under every threshold: {next(iter(orders))}."
+            )
+        else:
+            each = "; ".join(f"{order} ({', '.join(families)})" for order, families in orders.items())
+            said.append(f"By {title} the order of the settings depends on the threshold: {each}.")
+    return said
+
+
+def gap_sentences(column: str, gaps: pd.DataFrame, counts: pd.DataFrame) -> list[str]:
+    """Return which gaps between the best and the worst subgroup of a column are shown, and how many were looked at.
+
+    Parameters
+    ----------
+    column : str
+    gaps : DataFrame
+        Of `analysis.subgroups.Subgroups.gaps`: setting, metric, best, worst, value (or gap), p_holm.
+    counts : DataFrame
+        Of `Subgroups.counts`: subgroup, groups, compared.
+    """
+    compared = counts[counts["compared"]]
+    if len(compared) < 2:
+        few = ", ".join(f"{row.subgroup} ({row.groups})" for row in counts.itertuples())
+        return [f"By {column} no gap is tested: fewer than two subgroups have enough patients ({few})."]
+    size = "value" if "value" in gaps else "gap"
+    tested = gaps[gaps["p_holm"].notna()]
+    shown = tested[tested["p_holm"] < ALPHA]
+    names = ", ".join(str(name) for name in compared["subgroup"])
+    if shown.empty:
+        return [
+            f"By {column} ({names}) none of {len(tested)} gaps between the best and the worst subgroup is more than "
+            "subgroups dealt at random give, after Holm's correction."
+        ]
+    each = "; ".join(
+        f"{row['setting']}'s {TITLES.get(row['metric'], row['metric'])} differs by {figure(row[size])} between "
+        f"{row['best']} and {row['worst']} (corrected p = {figure(row['p_holm'], 3)})"
+        for row in shown.to_dict("records")
+    )
+    return [
+        f"By {column} {len(shown)} of {len(tested)} gaps are more than chance gives: {each}. Subgroups differ in what "
+        "they have as well as in how well they are read."
+    ]
+
+
+def difference_sentences(differences: pd.DataFrame) -> list[str]:
+    """Return which paired differences between settings stand after Holm's correction.
+
+    Parameters
+    ----------
+    differences : DataFrame
+        Of `analysis.comparison.paired_differences`: setting, other, metric, difference, p_holm, better.
+    """
+    if differences.empty:
+        return []
+    shown = differences[differences["better"] != ""]
+    told = f"Of {len(differences)} paired differences between settings, {len(shown)} stand after Holm's correction"
+    if shown.empty:
+        return [f"{told}."]
+    wins: dict[tuple[str, str], list[str]] = {}
+    for row in shown.to_dict("records"):
+        worse = row["other"] if row["better"] == row["setting"] else row["setting"]
+        wins.setdefault((row["better"], worse), []).append(TITLES.get(row["metric"], row["metric"]))
+    each = "; ".join(f"{better} is better than {worse} in {', '.join(m)}" for (better, worse), m in wins.items())
+    return [f"{told}: {each}."]
+
+
+def leak_sentence(counts: Mapping[str, int], threshold: float) -> str:
+    """Return how much of what is tested was seen in training.
+
+    Parameters
+    ----------
+    counts : mapping of "identical image", "near-duplicate image", "identical text" to pairs
+    threshold : float
+        Cosine from which two images were called near-duplicates.
+    """
+    told = [
+        f"{counts[kind]} {text}"
+        for kind, text in (
+            ("identical image", "identical images"),
+            ("near-duplicate image", f"pairs of images with a cosine of {threshold:g} or more"),
+            ("identical text", "identical texts"),
+        )
+        if counts.get(kind)
+    ]
+    if not told:
+        return (
+            f"No image or text stands in two parts of the split, and no two images across it have a cosine of "
+            f"{threshold:g} or more."
+        )
+    return f"Across the parts of the split there are {', '.join(told)} (leaks.csv): what is tested there was seen."

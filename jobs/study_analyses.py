@@ -1,0 +1,251 @@
+"""What a study asks beyond its metrics: other thresholds, subgroups, the shape of the space, leaks between its splits.
+
+Comes in: the settings' predictions and embeddings for all samples. Goes out: result lines, one kind a question
+("threshold", "subgroup", "gap", "space", "split", "leak"), and sentences drawn from them by fixed rules. Only test rows
+are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from analysis import distances, leaks, subgroups, threshold_families, verdicts
+from analysis.space import survey
+from analysis.space.measures import Measure
+from engine.errors import UsageError
+from engine.splits import SPLITS
+from engine.tables import offer
+from jobs import config as configs
+from jobs import runs
+from jobs.study_records import number, sentence_rows
+from jobs.study_settings import Material, Setting
+
+USUAL_COLUMNS = ("view", "sex", "age")
+FINDINGS = "findings"
+SUBGROUP_METRICS = (
+    "f1_macro",
+    "exact_match",
+    "lrap",
+    "coverage_error",
+    "map",
+    "auroc_macro",
+    "brier",
+    "over_prediction",
+)
+MOST_SUBGROUPS = 12
+NEIGHBOURS = 10
+
+
+class SubgroupSection(configs.JobConfig):
+    """Whom the metrics are taken for apart."""
+
+    enabled: bool = True
+    columns: list[str] | None = Field(
+        None, description="sample columns; view, sex and age where the data have them unless given"
+    )
+    age_bands: list[float] = Field([18, 40, 60, 80], description="ages at which a new band begins")
+    permutations: int = Field(500, ge=100, description="of the test of the gap between best and worst")
+
+
+class SpaceSection(configs.JobConfig):
+    """The shape of the embedding space."""
+
+    enabled: bool = True
+    replicates: int = Field(200, ge=0, description="bootstrap replicates, by patient")
+    permutations: int = Field(200, ge=0, description="label permutations of the nulls")
+
+
+class LeakSection(configs.JobConfig):
+    """Near-duplicate images and identical texts across the split."""
+
+    enabled: bool = True
+    threshold: float = Field(
+        leaks.THRESHOLD, gt=-1, le=1, description="cosine from which two images are near-duplicates"
+    )
+
+
+def write_thresholds(
+    material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run, replicates: int, seed: int
+) -> None:
+    """Score all settings' decisions under every family of thresholds, and say where the conclusion changes."""
+    table = threshold_families.threshold_families(
+        material.y,
+        {setting.name: setting.prediction.scores for setting in settings},
+        material.split,
+        material.dataset.groups,
+        label_names=material.dataset.label_names,
+        replicates=replicates,
+        seed=seed,
+    )
+    run.record_all(_rows(table, "threshold", protocol))
+    said = verdicts.threshold_sentences(threshold_families.conclusions(table)) if len(settings) > 1 else []
+    run.record_all(sentence_rows("thresholds", said))
+
+
+def write_subgroups(
+    material: Material,
+    settings: Sequence[Setting],
+    section: SubgroupSection,
+    protocol: str,
+    run: runs.Run,
+    replicates: int,
+    seed: int,
+) -> int:
+    """Score all settings in the subgroups of every column and test the gap of best and worst; return how many."""
+    test = material.rows("test")
+    predictions = {
+        setting.name: type(setting.prediction)(setting.prediction.scores[test], setting.prediction.decisions[test])
+        for setting in settings
+    }
+    columns = _subgroup_columns(material, section)
+    for name, values in columns.items():
+        found = subgroups.subgroup_metrics(
+            material.y[test],
+            predictions,
+            material.dataset.groups[test],
+            values[test],
+            label_names=material.dataset.label_names,
+            column=name,
+            replicates=replicates,
+            permutations=section.permutations,
+            seed=seed,
+        )
+        shown = found.table().merge(found.counts[["subgroup", "groups", "compared"]], on="subgroup")
+        shown = shown[shown["metric"].isin(SUBGROUP_METRICS) & shown["label"].isna()]
+        run.record_all(_rows(shown, "subgroup", protocol, column=name))
+        if name == FINDINGS:
+            continue  # metrics count findings, so gaps between few and many are there by definition
+        gaps = found.gaps(SUBGROUP_METRICS).rename(columns={"gap": "value"})
+        run.record_all(_rows(gaps, "gap", protocol, column=name))
+        run.record_all(sentence_rows("subgroups", verdicts.gap_sentences(name, gaps, found.counts)))
+    return len(columns)
+
+
+def write_space(
+    material: Material, settings: Sequence[Setting], section: SpaceSection, protocol: str, run: runs.Run, seed: int
+) -> int:
+    """Measure the space of every encoder on the test split, each number beside its null; return how many encoders."""
+    test = material.rows("test")
+    names, truth, groups = material.dataset.label_names, material.y[test], material.dataset.groups[test]
+    classes = distances.first_positive(truth)
+    if len(np.unique(classes[classes >= 0])) < 2:
+        text = "The shape of the space is not measured: fewer than two classes have test samples."
+        run.record_all(sentence_rows("space", [text]))
+        return 0
+    options: dict[str, Any] = {
+        "label_names": names,
+        "replicates": section.replicates,
+        "permutations": section.permutations,
+        "seed": seed,
+        "normalize": protocol == "sound",
+    }
+    distinct: list[Setting] = []
+    for setting in settings:
+        if any(setting.features is earlier.features for earlier in distinct):
+            continue  # the probe's embeddings are zero-shot's
+        distinct.append(setting)
+        features = setting.features[test]
+        k = min(NEIGHBOURS, len(np.unique(groups)) - 1)
+        found: list[Measure] = []
+        if k >= 1:
+            found += survey.measure_space(features, classes, truth, groups, k=k, **options)
+        found += distances.label_separation(features, truth, groups, **options)
+        found += distances.overlap_distances(features, truth, groups, **options)
+        run.record_all([_measure_row(each, protocol, setting.name) for each in found])
+    return len(distinct)
+
+
+def write_split(material: Material, section: LeakSection, run: runs.Run) -> None:
+    """Write each label's prevalence in each part of the split, and what is seen in training and tested again."""
+    parts = {name: material.rows(name) for name in SPLITS}
+    for name, rows in parts.items():
+        counts = material.y[rows].sum(axis=0)
+        run.record_all(
+            [
+                {"kind": "split", "split": name, "label": label, "metric": "prevalence", "value": count / len(rows),
+                 "n": len(rows)}
+                for label, count in zip(material.dataset.label_names, counts.tolist(), strict=True)
+            ]
+        )  # fmt: skip
+    if not section.enabled:
+        return
+    dataset, split = material.dataset, material.split
+    ids = dataset.ids
+    found = [
+        leaks.name_pairs(pairs, kind, ids, dataset.groups, split)
+        for kind, pairs in (
+            ("identical image", leaks.identical_pairs(np.array([key.tobytes().hex() for key in material.keys]), split)),
+            ("near-duplicate image", leaks.near_duplicates(material.features, split, section.threshold)),
+            (
+                "identical text",
+                leaks.identical_pairs(np.array([leaks.plain_text(text) for text in dataset.samples["text"]]), split),
+            ),
+        )
+    ]
+    table = pd.concat(found, ignore_index=True)
+    table.to_csv(run.path("leaks.csv"), index=False)
+    counts = {str(kind): int(count) for kind, count in table["kind"].value_counts().items()}
+    run.record_all([{"kind": "leak", "metric": kind, "value": count} for kind, count in counts.items()])
+    run.record_all(sentence_rows("data", [verdicts.leak_sentence(counts, section.threshold)]))
+
+
+def _subgroup_columns(material: Material, section: SubgroupSection) -> dict[str, np.ndarray]:
+    """Return the values of each column for all samples; ages in bands, and how many findings there are."""
+    samples = material.dataset.samples
+    asked = section.columns
+    names = [name for name in USUAL_COLUMNS if name in samples] if asked is None else list(asked)
+    for name in names:
+        if name not in samples:
+            raise UsageError(f"no sample column {name!r} for subgroups; {offer(name, samples.columns)}")
+    found: dict[str, np.ndarray] = {}
+    test = material.rows("test")
+    for name in names:
+        given = subgroups.age_bands(samples[name], section.age_bands) if name == "age" else samples[name]
+        values = np.array(["" if pd.isna(value) else str(value) for value in given], dtype=object)
+        different = len(set(values[test]) - {""})
+        # A column asked for by name is an error where it cannot serve; a usual one is left out.
+        if asked is None and not 2 <= different <= MOST_SUBGROUPS:
+            continue
+        found[name] = values
+    nothing = next((name for name in material.dataset.label_names if name.replace("_", " ") == "No Finding"), None)
+    findings = subgroups.finding_counts(material.y, material.dataset.label_names, nothing)
+    if len(set(findings[test])) > 1:
+        found[FINDINGS] = findings
+    return found
+
+
+def _measure_row(measure: Measure, protocol: str, setting: str) -> dict[str, Any]:
+    return {
+        "kind": "space",
+        "protocol": protocol,
+        "setting": setting,
+        "baseline": False,
+        "split": "test",
+        "metric": measure.name,
+        "label": measure.label,
+        "n": measure.samples,
+        "note": measure.note,
+        "better": measure.better,
+        **{
+            name: number(getattr(measure, name))
+            for name in ("value", "low", "high", "null", "null_low", "null_high", "p")
+        },
+    }
+
+
+def _rows(table: pd.DataFrame, kind: str, protocol: str, **more: Any) -> list[dict[str, Any]]:
+    """Return a table's lines as result lines; what is no number is None, because JSON has no NaN."""
+    base = {"kind": kind, "protocol": protocol, "split": "test", **more}
+    return [
+        {**base, **{name: number(value) if isinstance(value, float) else _plain(value) for name, value in line.items()}}
+        for line in table.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
