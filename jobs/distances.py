@@ -178,7 +178,8 @@ def _of_one_space(
     centroids = space.centroid_measures(features, first, groups, class_names=names, **options)
     shape = space.measure_space(features, first, y, groups, label_names=names, k=config.k, **options)
     study = [each for each in centroids if each.name in ("inter", "intra", "ratio")]
-    return [(STUDY, study), (SEVERAL, several), (SHAPE, shape)]
+    # On the test split the study's own figures are there already, as the study's report has them.
+    return [*([] if config.on == "test" else [(STUDY, study)]), (SEVERAL, several), (SHAPE, shape)]
 
 
 def _likeness(

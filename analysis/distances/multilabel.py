@@ -5,8 +5,8 @@ between patients, so that which labels occur together stays as it is.
 
 The study's ratio takes the first positive label for a sample's only one, and counts the distance of two centroids even
 where it is nothing but the error of means over few samples: centroids of n and m samples of one and the same cloud of
-total variance s^2 lie sqrt(s^2 (1 / n + 1 / m)) apart. Here distances are therefore mean squares over pairs of
-different samples, whose expectation does not depend on class sizes.
+total variance s^2 lie sqrt(s^2 (1 / n + 1 / m)) apart. Here distances are therefore mean squares over pairs of samples
+of different patients, whose expectation does not depend on class sizes.
 
 **Label by label** (`label_separation`). Of a label's positives P and negatives N (all others, whatever else they have)
 let A, B+ and B- be the mean squared distance of pairs across, within P and within N. With means m+ and m- and total
@@ -29,7 +29,7 @@ too. Both are 0 on average if labels mean nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ import torch
 from analysis.space.centroids import ClassSums, permuted_sums, weighted_sums
 from analysis.space.measures import Better, Measure, measure
 from analysis.space.neighbours import jaccard
+from analysis.space.patient_pairs import PatientPairs
 from analysis.space.resampling import group_codes, permuted_rows, resample_weights
 from analysis.space.rows import Rows, Shifted, rows_of
 from engine.errors import DataError
@@ -77,34 +78,46 @@ def label_separation(
     Returns
     -------
     list of Measure
-        A label with fewer than two positives or negatives has no value and says so; it takes no part in the mean.
+        A label with positives or negatives of fewer than two patients has no value and says so; it takes no part in the
+        mean.
 
     Raises
     ------
     DataError
-        Shapes that do not fit, values that are not finite, no label with two positives and two negatives.
+        Shapes that do not fit, values that are not finite, no label with positives and negatives of two patients each.
     """
     rows, truth, codes = _checked(features, y, groups, label_names, normalize, device)
     positives = truth.sum(axis=0)
-    able = (positives >= 2) & (len(truth) - positives >= 2)
+    patients = [
+        [len(np.unique(codes[truth[:, column] == side])) for side in (1, 0)] for column in range(truth.shape[1])
+    ]
+    able = np.array([min(both) >= 2 for both in patients], dtype=bool)
     if not able.any():
         raise DataError(
-            f"none of the labels {', '.join(label_names)} has two positive and two negative samples among "
-            f"{len(truth)}; separation is about pairs on both sides"
+            f"none of the labels {', '.join(label_names)} has two positive and two negative patients among "
+            f"{len(truth)} samples; separation is about pairs on both sides"
         )
     columns = np.flatnonzero(able)
-    members = [np.arange(len(truth)), *(np.flatnonzero(truth[:, column]) for column in columns)]
-    indicator = np.column_stack([np.ones(len(truth), dtype=np.uint8), truth[:, columns]])
+    some_truth = np.ascontiguousarray(truth[:, columns])
+    members = [np.arange(len(truth)), *(np.flatnonzero(column) for column in some_truth.T)]
+    indicator = np.column_stack([np.ones(len(truth), dtype=np.uint8), some_truth])
     weights = resample_weights(codes, replicates, seed)
+    within = PatientPairs(rows, codes)
     found = _by_parts(
-        lambda some: separations(weighted_sums(rows, members, weights[:, some])), replicates + 1, len(members), rows
-    )
+        lambda some: separations(
+            weighted_sums(rows, members, weights[:, some]), _weighted_sides(within, some_truth, weights[:, some])
+        ),
+        replicates + 1, len(members), rows,
+    )  # fmt: skip
     null = None
     if permutations:
         orders = permuted_rows(codes, permutations, seed)
         null = _by_parts(
-            lambda some: separations(permuted_sums(rows, indicator, orders[some])), permutations, len(members), rows
-        )
+            lambda some: separations(
+                permuted_sums(rows, indicator, orders[some]), _permuted_sides(within, some_truth, orders[some])
+            ),
+            permutations, len(members), rows,
+        )  # fmt: skip
     result = [
         measure(
             "separation", float(_mean(found[:1])[0]), drawn=_mean(found[1:]) if replicates else None,
@@ -115,9 +128,9 @@ def label_separation(
     for column, name in enumerate(label_names):
         count = int(positives[column])
         if not able[column]:
-            side, there = ("positive", count) if count < 2 else ("negative", len(truth) - count)
-            result.append(measure("separation", np.nan, label=name, samples=count,
-                                  note=f"{name!r} has {there} {side} samples, and pairs need 2"))  # fmt: skip
+            side = "positives" if patients[column][0] < 2 else "negatives"
+            note = f"{name!r} has {side} of fewer than two patients, so there are no pairs"
+            result.append(measure("separation", np.nan, label=name, samples=count, note=note))
             continue
         at = int(np.flatnonzero(columns == column)[0])
         result.append(
@@ -131,20 +144,56 @@ def label_separation(
     return result
 
 
-def separations(sums: ClassSums) -> np.ndarray:
-    """Return the separation of every label from sums over all samples (first) and its positives, (R, L) float64."""
+class _Sides(NamedTuple):
+    """Of pairs within patients, by label: numbers and summed squares of pairs of two positives, two negatives, of both.
+
+    Each (R, L) float64; a pair counts once.
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+    mixed: np.ndarray
+    positive_squares: np.ndarray
+    negative_squares: np.ndarray
+    mixed_squares: np.ndarray
+
+
+def _weighted_sides(within: PatientPairs, truth: np.ndarray, weights: np.ndarray) -> _Sides:
+    one, other = truth[within.first].astype(np.float64), truth[within.second].astype(np.float64)
+    kinds = (one * other, (1 - one) * (1 - other), np.abs(one - other))
+    pairs = within.weights(weights)
+    return _Sides(*(pairs.T @ kind for kind in kinds), *((pairs * within.squares[:, None]).T @ kind for kind in kinds))
+
+
+def _permuted_sides(within: PatientPairs, truth: np.ndarray, orders: np.ndarray) -> _Sides:
+    found = np.zeros((6, len(orders), truth.shape[1]))
+    for row, order in enumerate(orders if len(within) else ()):
+        one, other = truth[order[within.first]].astype(np.float64), truth[order[within.second]].astype(np.float64)
+        for number, kind in enumerate((one * other, (1 - one) * (1 - other), np.abs(one - other))):
+            found[number, row], found[number + 3, row] = kind.sum(axis=0), within.squares @ kind
+    return _Sides(*found)
+
+
+def separations(sums: ClassSums, within: _Sides) -> np.ndarray:
+    """Return the separation of every label, (R, L) float64, from sums over all samples (first) and its positives.
+
+    ``within`` are the pairs of one patient, which take no part.
+    """
     whole, positive = slice(0, 1), slice(1, None)
     mass, second, squares = (each[:, positive] for each in (sums.mass, sums.mass_of_squares, sums.squares))
     vectors = sums.vectors[:, positive]
     other_mass = sums.mass[:, whole] - mass
     other_second = sums.mass_of_squares[:, whole] - second
     other_squares, other_vectors = sums.squares[:, whole] - squares, sums.vectors[:, whole] - vectors
-    within = _mean_of_pairs(mass, second, squares, vectors)
-    within_others = _mean_of_pairs(other_mass, other_second, other_squares, other_vectors)
+    inside = _mean_of_pairs(mass, second, squares, vectors, within.positives, within.positive_squares)
+    outside = _mean_of_pairs(
+        other_mass, other_second, other_squares, other_vectors, within.negatives, within.negative_squares
+    )
     products = (vectors * other_vectors).sum(dim=2).cpu().numpy()
+    totals = squares * other_mass + other_squares * mass - 2 * products - within.mixed_squares
     with np.errstate(invalid="ignore", divide="ignore"):
-        across = squares / mass + other_squares / other_mass - 2 * products / (mass * other_mass)
-        variance = (within + within_others) / 4
+        across = totals / (mass * other_mass - within.mixed)
+        variance = (inside + outside) / 4
         return np.where(variance > 0, (across - 2 * variance) / variance, np.nan)
 
 
@@ -175,15 +224,20 @@ def overlap_distances(
         no such pair.
     """
     rows, truth, codes = _checked(features, y, groups, label_names, normalize, device)
-    if len(truth) < 2:
-        raise DataError("distances of pairs need at least 2 samples, got 1")
+    if codes.max() < 1:
+        raise DataError(f"distances of pairs need at least 2 patients, got 1 with {len(truth)} samples")
     sets, own = np.unique(truth, axis=0, return_inverse=True)
     own = own.reshape(-1)
     overlap = jaccard(sets)
     members = [np.flatnonzero(own == number) for number in range(len(sets))]
     weights = resample_weights(codes, replicates, seed)
+    within = PatientPairs(rows, codes)
     found = _by_parts(
-        lambda some: _overlap_figures(weighted_sums(rows, members, weights[:, some]), overlap),
+        lambda some: _overlap_figures(
+            weighted_sums(rows, members, weights[:, some]),
+            overlap,
+            _weighted_kinds(within, own, overlap, weights[:, some]),
+        ),
         replicates + 1, len(members), rows,
     )  # fmt: skip
     null = None
@@ -191,7 +245,10 @@ def overlap_distances(
         orders = permuted_rows(codes, permutations, seed)
         indicator = (own[:, None] == np.arange(len(sets))).astype(np.uint8)
         null = _by_parts(
-            lambda some: _overlap_figures(permuted_sums(rows, indicator, orders[some]), overlap),
+            lambda some: _overlap_figures(
+                permuted_sums(rows, indicator, orders[some]), overlap,
+                _permuted_kinds(within, own, overlap, orders[some]),
+            ),
             permutations, len(members), rows,
         )  # fmt: skip
     return [
@@ -205,7 +262,31 @@ def overlap_distances(
     ]  # fmt: skip
 
 
-def _overlap_figures(sums: ClassSums, overlap: np.ndarray) -> np.ndarray:
+def _kinds(overlap: np.ndarray) -> np.ndarray:
+    """Return what is summed over pairs of an overlap J: same, some and no labels, J and J^2, in a new last axis."""
+    return np.stack([overlap == 1, (overlap > 0) & (overlap < 1), overlap == 0, overlap, overlap**2], axis=-1) * 1.0
+
+
+def _weighted_kinds(
+    within: PatientPairs, own: np.ndarray, overlap: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums over pairs within patients, of kinds alone and times squared distances, (R, 5) each."""
+    kinds = _kinds(overlap[own[within.first], own[within.second]])
+    pairs = within.weights(weights).T
+    return pairs @ kinds, pairs @ (kinds * within.squares[:, None])
+
+
+def _permuted_kinds(
+    within: PatientPairs, own: np.ndarray, overlap: np.ndarray, orders: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    found = np.zeros((2, len(orders), 5))
+    for row, order in enumerate(orders if len(within) else ()):
+        kinds = _kinds(overlap[own[order[within.first]], own[order[within.second]]])
+        found[0, row], found[1, row] = kinds.sum(axis=0), within.squares @ kinds
+    return found[0], found[1]
+
+
+def _overlap_figures(sums: ClassSums, overlap: np.ndarray, within: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Return the five figures of each resample or permutation, (R, 5), from sums over each label set."""
     mass = sums.mass
     products = torch.bmm(sums.vectors, sums.vectors.transpose(1, 2)).cpu().numpy()
@@ -215,25 +296,33 @@ def _overlap_figures(sums: ClassSums, overlap: np.ndarray) -> np.ndarray:
     pairs = mass[:, :, None] * mass[:, None, :]
     diagonal = np.arange(mass.shape[1])
     pairs[:, diagonal, diagonal] -= sums.mass_of_squares
-    means = {}
+    kinds = _kinds(overlap)
+    counts = np.einsum("ruv,uvk->rk", pairs, kinds) - 2 * within[0]
+    squares = np.einsum("ruv,uvk->rk", totals, kinds) - 2 * within[1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        for name, which in (("same", overlap == 1), ("partial", (overlap > 0) & (overlap < 1)), ("none", overlap == 0)):
-            means[name] = (totals * which).sum(axis=(1, 2)) / (pairs * which).sum(axis=(1, 2))
-        number = pairs.sum(axis=(1, 2))
-        mean, mean_overlap = totals.sum(axis=(1, 2)) / number, (pairs * overlap).sum(axis=(1, 2)) / number
-        covariance = (totals * overlap).sum(axis=(1, 2)) / number - mean * mean_overlap
-        variance = (pairs * overlap**2).sum(axis=(1, 2)) / number - mean_overlap**2
+        means = np.where(counts[:, :3] > 0.5, np.maximum(squares[:, :3], 0.0) / counts[:, :3], np.nan)
+        number = counts[:, :3].sum(axis=1)
+        mean, mean_overlap = squares[:, :3].sum(axis=1) / number, counts[:, 3] / number
+        covariance = squares[:, 3] / number - mean * mean_overlap
+        variance = counts[:, 4] / number - mean_overlap**2
         slope = np.where((variance > 1e-12) & (mean > 0), -covariance / variance / mean, np.nan)
-        contrast = np.where(means["none"] > 0, 1 - means["same"] / means["none"], np.nan)
-    return np.stack([*(np.sqrt(each) for each in means.values()), contrast, slope], axis=1)
+        contrast = np.where(means[:, 2] > 0, 1 - means[:, 0] / means[:, 2], np.nan)
+    return np.column_stack([np.sqrt(means), contrast, slope])
 
 
-def _mean_of_pairs(mass: np.ndarray, second: np.ndarray, squares: np.ndarray, vectors: torch.Tensor) -> np.ndarray:
-    """Return mean squared distances over ordered pairs of different samples, (R, L); NaN without a pair."""
-    pairs = mass**2 - second
-    totals = 2 * (mass * squares - vectors.square().sum(dim=2).cpu().numpy())
+def _mean_of_pairs(
+    mass: np.ndarray,
+    second: np.ndarray,
+    squares: np.ndarray,
+    vectors: torch.Tensor,
+    less: np.ndarray,
+    less_squares: np.ndarray,
+) -> np.ndarray:
+    """Return mean squared distances over pairs of different patients, (R, L); NaN without a pair."""
+    pairs = mass**2 - second - 2 * less
+    totals = 2 * (mass * squares - vectors.square().sum(dim=2).cpu().numpy() - less_squares)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, np.maximum(totals, 0.0) / pairs, np.nan)
+        return np.where(pairs > 0.5, np.maximum(totals, 0.0) / pairs, np.nan)
 
 
 def _by_parts(figures: Any, count: int, classes: int, rows: Rows) -> np.ndarray:

@@ -34,7 +34,9 @@ class Measure:
     label : str or None
         The class or label it is of; None for all together.
     low, high : float
-        Ends of the percentile interval, groups drawn with replacement.
+        Ends of the percentile interval, groups drawn with replacement. A resample holds about 63 % of the patients, and
+        copies: what depends on how many different samples there are (widths of small classes, a minimum over classes)
+        is shifted in it. Resamples of such measures are moved until their mean is the value.
     replicates : int
         Resamples in which it is defined.
     null, null_low, null_high : float
@@ -80,6 +82,7 @@ def measure(
     observed: float | None = None,
     better: Better = "",
     effect: Better | None = None,
+    centred: bool = False,
     level: float = 0.95,
     samples: int = 0,
     groups: int = 0,
@@ -95,6 +98,8 @@ def measure(
         What the null is compared with, where it was drawn on a part of the samples; the value unless given.
     effect : "higher" or "lower", optional
         Where an effect moves the value; to the better unless given.
+    centred : bool
+        Move the resamples until their mean is the value.
     """
     if not 0 < level < 1:
         raise UsageError(f"confidence level {level} is not between 0 and 1; 0.95 is usual")
@@ -109,7 +114,8 @@ def measure(
         elif not replicates:
             notes.append("no interval: undefined in every resample")
         else:
-            low, high = (float(end) for end in percentile_ends(drawn, level))
+            moved = value - np.nanmean(drawn) if centred and np.isfinite(value) else 0.0
+            low, high = (float(end + moved) for end in percentile_ends(drawn, level))
     permutations = 0
     if null is not None:
         null = _finite(null)

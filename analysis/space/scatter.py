@@ -91,8 +91,8 @@ def centroid_measures(
     return [
         measure(
             name, values[0, column], drawn=values[1:, column] if replicates else None,
-            null=None if null is None else null[:, column], better=better, level=level, samples=len(labels),
-            groups=len(np.unique(codes)), note=notes.get(name, ""),
+            null=None if null is None else null[:, column], better=better, centred=True, level=level,
+            samples=len(labels), groups=len(np.unique(codes)), note=notes.get(name, ""),
         )
         for column, (name, better) in enumerate(FIGURES)
     ]  # fmt: skip

@@ -327,6 +327,7 @@ def silhouette_measures(
                 null=None if permuted is None else permuted[1:],
                 observed=None if permuted is None else float(permuted[0]),
                 better="higher",
+                centred=True,
                 level=level,
                 samples=len(members),
                 groups=len(np.unique(members)),

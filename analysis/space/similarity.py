@@ -100,12 +100,9 @@ def space_similarity(
     drawn = np.full((2, replicates), NAN)
     if replicates:
         counts = resample_counts(np.arange(sums.bags), replicates, seed)[1]
-        shift = exact - _cka(sums.distinct(np.ones(sums.bags)))
         for row, (weights, products) in enumerate(sums.resampled(counts.astype(np.float64))):
-            drawn[0, row] = _cka(sums.distinct(weights, products)) + shift
+            drawn[0, row] = _cka(sums.distinct(weights, products))
             drawn[1, row] = _disparity(*sums.centred(weights, products))
-        if np.isfinite(drawn[1]).any():
-            drawn[1] += disparity - np.nanmean(drawn[1])
     null, observed, used = _null(x, y, codes, permutations, seed, device, null_samples)
     notes = [""] * 2
     if not math.isfinite(exact):
@@ -119,8 +116,8 @@ def space_similarity(
     return [
         measure(
             name, value, drawn=drawn[row] if replicates else None, null=null[row] if permutations else None,
-            observed=observed[row], better=better, level=level, samples=count, groups=len(np.unique(codes)),
-            null_samples=used, note="; ".join(filter(None, (notes[row], bags))),
+            observed=observed[row], better=better, centred=True, level=level, samples=count,
+            groups=len(np.unique(codes)), null_samples=used, note="; ".join(filter(None, (notes[row], bags))),
         )
         for row, (name, value, better) in enumerate(figures)
     ]  # fmt: skip

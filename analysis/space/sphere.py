@@ -26,6 +26,7 @@ from analysis.space.centroids import ClassSums, permuted_sums, weighted_sums
 from analysis.space.classes import checked_classes
 from analysis.space.measures import Measure, measure
 from analysis.space.pairwise import Points, sweep
+from analysis.space.patient_pairs import PatientPairs
 from analysis.space.resampling import group_codes, patients_up_to, permuted_rows, resample_weights
 from analysis.space.rows import BLOCK_ROWS, Shifted, check_rows, gathered, rows_of
 from engine.errors import DataError, UsageError
@@ -180,7 +181,7 @@ def class_alignment(
     level: float = 0.95,
     device: str = "cpu",
 ) -> Measure:
-    """Return the mean squared distance of two different samples of one class on the unit sphere (alpha 2).
+    """Return the mean squared distance of samples of one class and different patients, on the unit sphere (alpha 2).
 
     The sum over pairs of a class is n sum |x|^2 - |sum x|^2, so no pair is looked at. In a resample, copies of one
     sample are no pair. Classes of one sample have no pairs and take no part.
@@ -198,27 +199,34 @@ def class_alignment(
     rows = Shifted(rows_of(features if len(kept) == len(classes) else features[kept], normalize=True, device=device))
     present, own = np.unique(labels, return_inverse=True)
     members = [np.flatnonzero(own == number) for number in range(len(present))]
-    drawn = _mean_within(weighted_sums(rows, members, resample_weights(codes, replicates, seed)))
+    patients = PatientPairs(rows, codes)
+    weights = resample_weights(codes, replicates, seed)
+    alike = (own[patients.first] == own[patients.second]).astype(np.float64)
+    pairs = patients.weights(weights).T
+    less = pairs @ alike, pairs @ (alike * patients.squares)
+    drawn = _mean_within(weighted_sums(rows, members, weights), *less)
     null = np.empty(0)
     if permutations:
         indicator = (own[:, None] == np.arange(len(present))).astype(np.uint8)
-        null = _mean_within(permuted_sums(rows, indicator, permuted_rows(codes, permutations, seed)))
+        orders = permuted_rows(codes, permutations, seed)
+        same = [own[order[patients.first]] == own[order[patients.second]] for order in orders]
+        less = np.array([each.sum() for each in same]), np.array([patients.squares @ each for each in same])
+        null = _mean_within(permuted_sums(rows, indicator, orders), *less)
     note = "pairs: two samples of one class"
     if not np.isfinite(drawn[0]):
-        note = "no class has two samples, so there is no pair"
+        note = "no class has samples of two patients, so there is no pair"
     return measure(
         "alignment", drawn[0], drawn=drawn[1:] if replicates else None, null=null if permutations else None,
         better="lower", level=level, samples=len(labels), groups=len(np.unique(codes)), note=note,
     )  # fmt: skip
 
 
-def _mean_within(sums: ClassSums) -> np.ndarray:
-    """Return the mean squared distance of pairs of one class in each resample or permutation, (R,)."""
+def _mean_within(sums: ClassSums, less: np.ndarray, less_squares: np.ndarray) -> np.ndarray:
+    """Return the mean squared distance of pairs of one class, less those of one patient, (R,)."""
     totals = 2 * (sums.mass * sums.squares - sums.vectors.square().sum(dim=2).cpu().numpy())
-    pairs = (sums.mass**2 - sums.mass_of_squares).sum(axis=1)
-    # Of one sample alone rounding leaves next to nothing; it is no pair.
+    pairs = (sums.mass**2 - sums.mass_of_squares).sum(axis=1) - 2 * less
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, np.maximum(totals, 0.0).sum(axis=1) / pairs, np.nan)
+        return np.where(pairs > 0.5, np.maximum(totals.sum(axis=1) - 2 * less_squares, 0.0) / pairs, np.nan)
 
 
 def modality_gap(

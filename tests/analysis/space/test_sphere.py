@@ -55,13 +55,19 @@ def test_class_alignment__is_the_mean_over_pairs_of_a_class():
     classes[0] = 9
     found = sphere.class_alignment(features, classes, replicates=8, permutations=5, seed=1)
     squares = squareform(pdist(unit(features)) ** 2)
-    pairs = (classes[:, None] == classes) & ~np.eye(60, dtype=bool)
-    assert found.value == pytest.approx(squares[pairs].mean(), rel=1e-6)
-    weights = resampling.resample_weights(np.arange(60), 8, 1)[:, 1:]
+    assert found.value == pytest.approx(squares[(classes[:, None] == classes) & ~np.eye(60, dtype=bool)].mean())
+    groups = np.arange(60) // 14
+    found = sphere.class_alignment(features, classes, groups, replicates=8, permutations=5, seed=1)
+    pairs = (classes[:, None] == classes) & (groups[:, None] != groups)
+    assert found.value == pytest.approx(squares[pairs].mean())
+    null = [squares[(classes[o][:, None] == classes[o]) & (groups[:, None] != groups)].mean()
+            for o in resampling.permuted_rows(groups, 5, 1)]  # fmt: skip
+    assert found.null == pytest.approx(np.mean(null))
+    weights = resampling.resample_weights(groups, 8, 1)[:, 1:]
     drawn = [(squares * np.outer(w, w) * pairs).sum() / (np.outer(w, w) * pairs).sum() for w in weights.T]
     np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), rtol=1e-6)
     alone = sphere.class_alignment(features[:3], np.arange(3), replicates=3, permutations=3)
-    assert np.isnan(alone.value) and "no class has two samples" in alone.note
+    assert np.isnan(alone.value) and "no class has samples of two patients" in alone.note
 
 
 def test_modality_gap__is_the_distance_of_centroids_and_its_null_exchanges_modalities():
