@@ -312,6 +312,8 @@ def _questions(
     if config.space.enabled:
         with record.step(f"space ({protocol})") as step:
             step.items = study_analyses.write_space(material, settings, config.space, protocol, record, config.seed)
+    with record.step(f"retrieval ({protocol})") as step:
+        step.items = study_analyses.write_retrieval_scores(material, settings, protocol, record)
 
 
 def _heatmaps(

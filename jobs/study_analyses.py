@@ -1,8 +1,8 @@
 """What a study asks beyond its metrics: other thresholds, subgroups, the shape of the space, leaks between its splits.
 
 Comes in: the settings' predictions and embeddings for all samples. Goes out: result lines, one kind a question
-("threshold", "subgroup", "gap", "space", "split", "leak"), and sentences drawn from them by fixed rules. Only test rows
-are scored.
+("threshold", "subgroup", "gap", "space", "retrieval", "split", "leak"), and sentences drawn from them by fixed rules.
+Only test rows are scored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from analysis import distances, leaks, subgroups, threshold_families, verdicts
+from analysis import distances, leaks, retrieval_scores, subgroups, threshold_families, verdicts
+from analysis.metrics import mean_of_defined
 from analysis.space import survey
 from analysis.space.measures import Measure
+from analysis.vectors import normalise_rows
 from engine.errors import UsageError
 from engine.splits import SPLITS
 from engine.tables import offer
@@ -144,11 +146,8 @@ def write_space(
         "seed": seed,
         "normalize": protocol == "sound",
     }
-    distinct: list[Setting] = []
-    for setting in settings:
-        if any(setting.features is earlier.features for earlier in distinct):
-            continue  # the probe's embeddings are zero-shot's
-        distinct.append(setting)
+    distinct = _distinct(settings)
+    for setting in distinct:
         features = setting.features[test]
         k = min(NEIGHBOURS, len(np.unique(groups)) - 1)
         found: list[Measure] = []
@@ -158,6 +157,67 @@ def write_space(
         found += distances.overlap_distances(features, truth, groups, **options)
         run.record_all([_measure_row(each, protocol, setting.name) for each in found])
     return len(distinct)
+
+
+def write_retrieval_scores(material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run) -> int:
+    """Score search by test images, and by the labels' prompts; return how many queries were asked of each encoder.
+
+    The gallery is all images but those of the query's patient. Texts are told by their words, so that an identical
+    report of another patient counts as found.
+    """
+    test, dataset = material.rows("test"), material.dataset
+    for setting in _distinct(settings):
+        found = retrieval_scores.image_to_image(setting.features, material.y, groups=dataset.groups, queries=test)
+        ranking = retrieval_scores.label_ranking(setting.features, material.y, groups=dataset.groups, queries=test)
+        chance = float(found.macro()["chance"])
+        figures = {
+            f"image to image, precision@{k}": (float(value), chance)
+            for k, value in zip(found.ks, found.macro()["precision"], strict=True)
+        }
+        figures["image to image, mAP"] = (ranking.macro(), float(mean_of_defined(ranking.chance)))
+        if setting.explained.text is not None:
+            asked = retrieval_scores.text_to_image(setting.prediction.scores[test], material.y[test])
+            for k, value in zip(asked.ks, asked.macro()["precision"], strict=True):
+                figures[f"prompt to image, precision@{k}"] = (float(value), float(asked.macro()["chance"]))
+        figures |= _paired_figures(material, setting, test)
+        run.record_all(
+            [
+                {"kind": "retrieval", "protocol": protocol, "setting": setting.name, "split": "test", "metric": metric,
+                 "value": number(value), "null": number(by_chance), "n": len(test)}
+                for metric, (value, by_chance) in figures.items()
+            ]
+        )  # fmt: skip
+    return len(test)
+
+
+def _paired_figures(material: Material, setting: Setting, test: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Return how often a test image finds its own report and a report its image, with what chance gives; {} without."""
+    having = test[(material.dataset.samples["text"] != "").to_numpy()[test]]
+    if len(having) < 2:
+        return {}
+    kept = material.dataset.take(having)
+    # Fine-tuning moves the image tower only, so its parent's texts are its own.
+    texts = material.cache.features(kept, material.encoder, "text")
+    if len(texts) < 2:
+        return {}
+    words = kept.samples["text"].to_numpy(dtype=object)[texts.rows]
+    # One vector a different text; images that have it share it.
+    different, first, of_image = np.unique(words.astype(str), return_index=True, return_inverse=True)
+    scores = normalise_rows(setting.features[having][texts.rows]) @ normalise_rows(texts.values[first]).T
+    figures: dict[str, tuple[float, float]] = {}
+    there = np.bincount(of_image)
+    for k, value in zip(retrieval_scores.KS, retrieval_scores.paired_recall(scores, words, different), strict=True):
+        figures[f"image to report, recall@{k}"] = (float(value), min(1.0, k / len(different)))
+    for k, value in zip(retrieval_scores.KS, retrieval_scores.paired_recall(scores.T, different, words), strict=True):
+        misses = [_miss(len(words), int(count), k) for count in there]
+        figures[f"report to image, recall@{k}"] = (float(value), 1 - float(np.mean(misses)))
+    return figures
+
+
+def _miss(items: int, right: int, k: int) -> float:
+    """Return the chance that none of k items drawn of so many is one of the right ones."""
+    left = np.arange(min(k, items), dtype=np.float64)
+    return float(np.prod(np.maximum(items - right - left, 0) / (items - left)))
 
 
 def write_split(material: Material, section: LeakSection, run: runs.Run) -> None:
@@ -192,6 +252,15 @@ def write_split(material: Material, section: LeakSection, run: runs.Run) -> None
     counts = {str(kind): int(count) for kind, count in table["kind"].value_counts().items()}
     run.record_all([{"kind": "leak", "metric": kind, "value": count} for kind, count in counts.items()])
     run.record_all(sentence_rows("data", [verdicts.leak_sentence(counts, section.threshold)]))
+
+
+def _distinct(settings: Sequence[Setting]) -> list[Setting]:
+    """Return the settings whose embeddings are their own; the probe's are zero-shot's."""
+    distinct: list[Setting] = []
+    for setting in settings:
+        if not any(setting.features is earlier.features for earlier in distinct):
+            distinct.append(setting)
+    return distinct
 
 
 def _subgroup_columns(material: Material, section: SubgroupSection) -> dict[str, np.ndarray]:

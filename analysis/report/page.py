@@ -77,7 +77,8 @@ def page_view(record: run_record.RunRecord) -> dict[str, Any]:
         sections += [(f"settings-{part['name']}", "Settings" + suffix), (f"labels-{part['name']}", "Labels" + suffix)]
         for name, title in (("thresholds", "Thresholds"), ("subgroups", "Subgroups"), ("distances", "Distances")):
             sections += [(f"{name}-{part['name']}", title + suffix)] if part[name] else []
-        sections += [(f"space-{part['name']}", "Space" + suffix)] if part["space"] else []
+        for name, title in (("space", "Space"), ("search", "Search")):
+            sections += [(f"{name}-{part['name']}", title + suffix)] if part[name] else []
         sections += [(f"heatmaps-{part['name']}", "Heatmaps" + suffix)] if part["localization"] else []
     sections += [("panels", "Panels")] if cases else []
     sections += [("retrieval", "Neighbours")] if record.retrieval else []

@@ -126,6 +126,7 @@ def protocol_view(record: run_record.RunRecord, protocol: str, colours: dict[str
         "reliability": reliability,
         "subgroups": questions.subgroup_table(of_protocol("subgroup"), of_protocol("gap"), colours, protocol),
         "subgroup_sentences": list(sentences.loc[sentences["section"] == "subgroups", "text"]),
+        "search": questions.retrieval_table(of_protocol("retrieval"), protocol),
         "space": questions.space_table(of_protocol("space"), colours, protocol),
         "heatmap_sentences": list(sentences.loc[sentences["section"] == "heatmaps", "text"]),
     }

@@ -132,6 +132,25 @@ def space_table(rows: pd.DataFrame, colours: dict[str, str], protocol: str) -> T
     )
 
 
+def retrieval_table(rows: pd.DataFrame, protocol: str) -> Table | None:
+    """Return one row a kind of query and depth, one column an encoder, each value beside what chance gives."""
+    if rows.empty:
+        return None
+    settings = list(dict.fromkeys(rows["setting"]))
+    lines = []
+    for metric in dict.fromkeys(rows["metric"]):
+        part = rows[rows["metric"] == metric].drop_duplicates("setting").set_index("setting")
+        cells = [Cell(str(metric))]
+        for setting in settings:
+            value = part["value"].get(setting)
+            known = _finite(value)
+            small = f"chance {number(part['null'].get(setting))}" if known else ""
+            cells.append(Cell(number(value), small, float(value)) if known else Cell("–"))
+        lines.append(Row(cells))
+    caption = "Queries are the test split's; no image finds one of its own patient, and labels count alike (macro)."
+    return Table(["search", *settings], lines, caption, f"tables/search-{protocol}.csv", rows.dropna(axis=1, how="all"))
+
+
 def split_table(rows: pd.DataFrame) -> Table | None:
     """Return one row a label and one column a part of the split: positives and prevalence."""
     if rows.empty:

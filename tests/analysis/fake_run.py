@@ -190,6 +190,7 @@ def _answers(label_names: tuple[str, ...]) -> list[dict]:
         {"kind": "gap", **base, "column": "sex", "metric": "lrap", "best": "F", "worst": "M", "p": 0.2, "p_holm": 0.9},
         {"kind": "space", **base, **nulls, "metric": "silhouette", "note": ""},
         {"kind": "space", **base, **none, "metric": "knn_purity"},
+        {"kind": "retrieval", **base, "metric": "image to image, precision@5", "null": 0.15, "n": 20},
         *({"kind": "split", "split": part, "label": label, "metric": "prevalence", "value": 0.25, "n": 20}
           for part in ("train", "val", "test") for label in label_names),
     ]  # fmt: skip

@@ -103,6 +103,7 @@ def test_report__shows_what_stands_beside_the_metrics(run_folder: Path) -> None:
     ):
         assert heading in text
     assert "per-image min-max at 0.5" in text and "images: 30, patients: 20" in text
+    assert "image to image, precision@5" in text and "chance 0.150" in text
     assert "needs two classes" in text and "null 0.100, p = 0.005" in text
     for name in ("differences-sound", "thresholds-sound", "subgroups-sound", "space-sound", "split"):
         assert len(pd.read_csv(run_folder / "tables" / f"{name}.csv"))
@@ -111,7 +112,7 @@ def test_report__shows_what_stands_beside_the_metrics(run_folder: Path) -> None:
 def test_report__of_a_run_without_them_leaves_their_sections_out(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path)
     lines = (folder / "results.jsonl").read_text().splitlines()
-    kinds = ("difference", "threshold", "subgroup", "gap", "space", "split")
+    kinds = ("difference", "threshold", "subgroup", "gap", "space", "split", "retrieval")
     kept = [line for line in lines if not any(f'"kind": "{kind}"' in line for kind in kinds)]
     assert len(kept) < len(lines)
     (folder / "results.jsonl").write_text("\n".join(kept) + "\n")

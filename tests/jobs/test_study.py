@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import coverage_error, f1_score, label_ranking_average_precision_score
 
 from analysis import run_record
@@ -15,7 +16,7 @@ from engine.phantom_files import write_phantoms
 from engine.resources import resource
 from engine.sources import open_dataset
 from jobs import config as configs
-from jobs import study
+from jobs import study, study_analyses
 from tests import models
 
 SMALL = {"replicates": 100, "showcase.images": 1, "showcase.neighbours": 3, "finetune.epochs": 1}
@@ -88,8 +89,17 @@ def test_study__asks_of_thresholds_subgroups_the_space_and_the_split(small_run) 
     split = record.rows("split")
     test = split[split["split"] == "test"].set_index("label")["value"]
     assert test.to_numpy() == pytest.approx(record.scores.truth.mean(axis=0))
+    search = record.rows("retrieval").set_index("metric")
+    recalls = [f"image to report, recall@{k}" for k in (1, 5, 10)]
+    assert search.loc[recalls, "value"].between(0, 1).all() and search.loc[recalls, "null"].between(0, 1).all()
     differences = record.rows("difference")
     assert (differences["p_holm"].dropna() >= differences["p"].dropna()).all()
+
+
+@pytest.mark.parametrize("items, right, k", [(20, 1, 5), (20, 4, 10), (7, 7, 1), (6, 3, 10)])
+def test_chance_of_missing_is_the_hypergeometric_one(items: int, right: int, k: int) -> None:
+    expected = stats.hypergeom(items, right, min(k, items)).pmf(0)
+    assert study_analyses._miss(items, right, k) == pytest.approx(expected)
 
 
 def test_study__an_unknown_subgroup_column_is_named(tmp_path: Path) -> None:
