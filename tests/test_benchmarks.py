@@ -77,7 +77,7 @@ def test_distances_prints_each_measure_beside_its_peer():
 
 
 @pytest.mark.parametrize(
-    "name", ["arrays", "growth", "extraction_jpeg", "text", "many_files", "startup", "distances", "retrieval"]
+    "name", ["arrays", "growth", "extraction_jpeg", "text", "many_files", "startup", "distances", "retrieval", "probes"]
 )
 def test_committed_figures_name_machine_and_versions(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -92,4 +92,12 @@ def test_metrics_agree_with_scikit_learn_and_stand_beside_its_loop():
     text = ran("metrics.py", "--quick")
     line = next(line for line in text.splitlines() if line.startswith("bootstrap, 80 samples"))
     assert len(line[32:].split()) == 4
-    assert "no label of a part is more than" in text
+    assert "no label's prevalence in a part is more than" in text
+
+
+def test_probes_solve_all_problems_beside_scikit_learn():
+    text = ran("probes.py", "--quick")
+    lines = {line[2:36].strip(): line[36:].split() for line in text.splitlines() if line.startswith("  ")}
+    assert lines["converged"][:3] == ["700", "of", "700,"]
+    assert float(lines["ours above scikit-learn's"][0]) < 1e-6
+    assert {"ours", "products alone", "scikit-learn, same objective", "scikit-learn, default tolerance"} <= set(lines)
