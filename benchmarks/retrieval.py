@@ -39,7 +39,7 @@ from engine.dataset import Dataset
 from engine.faiss_loader import DATABASE_BLOCK
 from engine.index import Index, build_index, products
 from engine.sample_search import SampleSearch
-from jobs.search import _hits
+from jobs.search_output import hit_records
 
 RESULTS = Path(__file__).parent / "results" / "retrieval.json"
 ENCODER, K, CELLS = "bench", 10, 1024
@@ -177,7 +177,7 @@ def overhead_figures(bench: _Bench, index: Index) -> dict[str, object]:
         # Each is asked for as many rows as a query by a sample needs: one more than k, to leave itself out.
         for run in (
             lambda query=query: index.engine.search(query, K + 1, params=parameters),
-            lambda query=query: _hits(dataset, search.search(query, K, own)[0]),
+            lambda query=query: hit_records(dataset, search.search(query, K, own)[0]),
         ):
             run()
             start = time.perf_counter()

@@ -25,7 +25,7 @@ from engine.encoder import Encoder
 from engine.errors import UsageError
 from engine.features import align
 from engine.index import Index, build_index, has_index, kinds, load_index, products
-from engine.sample_search import Hits, SampleSearch
+from engine.sample_search import SampleSearch
 from engine.tables import offer
 from jobs import opening, search_output, search_queries
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
@@ -189,7 +189,9 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     wanted = passing[positions]
     search = SampleSearch(index, stored[wanted], positions[wanted], groups)
     hits = search.search(queries.vectors, config.k, queries.own if config.exclude_self else None)
-    answers = [Answer(said, _hits(dataset, found)) for said, found in zip(queries.said, hits, strict=True)]
+    answers = [
+        Answer(said, search_output.hit_records(dataset, found)) for said, found in zip(queries.said, hits, strict=True)
+    ]
     having = (dataset.samples["uri" if config.kind == "image" else "text"] != "").to_numpy(dtype=bool)
     lacking = int((having & passing & np.isin(dataset.ids, missing)).sum())
     for path in config.output:
@@ -230,23 +232,6 @@ def _index(cache: Cache, encoder_id: str, config: Config, queries: int) -> Index
     if how == "exact":
         return build_index(cache, encoder_id, config.kind, "exact", save=False)
     return load_index(cache, encoder_id, config.kind, how)
-
-
-def _hits(dataset: Dataset, found: Hits) -> list[dict[str, Any]]:
-    columns = dataset.samples[["id", "group", "view", "split", "text"]].iloc[found.samples].to_dict("records")
-    positive = dataset.labels[found.samples] > 0
-    return [
-        {
-            "rank": rank,
-            "score": score,
-            **{name: sample[name] for name in ("id", "group", "view", "split")},
-            "labels": [dataset.label_names[number] for number in np.flatnonzero(labels)],
-            "text": sample["text"],
-        }
-        for rank, (score, sample, labels) in enumerate(
-            zip(found.scores.tolist(), columns, positive, strict=True), start=1
-        )
-    ]
 
 
 def _as_value(check: Any, value: Any) -> Any:

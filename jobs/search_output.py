@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from analysis.contact_sheet import Cell, draw_sheet
-from engine import pixels
 from engine.arrays.durable import write_plainly
 from engine.dataset import Dataset
 from engine.errors import FluoroscopeError, ImageError, UsageError
 from engine.sample_search import Hits
 from jobs.plain import plain
-from jobs.search_queries import Queries
 
 if TYPE_CHECKING:
     from jobs.search import Answer
+    from jobs.search_queries import Queries
 
 FORMS = (".csv", ".parquet", ".json", ".png")
 # A sheet is looked at: more rows than these do not fit an image that viewers open.
@@ -37,6 +37,24 @@ def form_of(path: Path) -> str:
     if path.suffix.lower() not in FORMS:
         raise UsageError(f"{str(path)!r} does not say what to write; end it in {', '.join(FORMS)}")
     return path.suffix.lower()
+
+
+def hit_records(dataset: Dataset, found: Hits) -> list[dict[str, Any]]:
+    """Return one query's hits: rank, score, id, group, view, split, labels and text of each."""
+    columns = dataset.samples[["id", "group", "view", "split", "text"]].iloc[found.samples].to_dict("records")
+    positive = dataset.labels[found.samples] > 0
+    return [
+        {
+            "rank": rank,
+            "score": score,
+            **{name: sample[name] for name in ("id", "group", "view", "split")},
+            "labels": [dataset.label_names[number] for number in np.flatnonzero(labels)],
+            "text": sample["text"],
+        }
+        for rank, (score, sample, labels) in enumerate(
+            zip(found.scores.tolist(), columns, positive, strict=True), start=1
+        )
+    ]
 
 
 def write(path: Path, answers: Sequence[Answer], hits: Sequence[Hits], queries: Queries, dataset: Dataset) -> None:
@@ -89,6 +107,13 @@ def sheet(answers: Sequence[Answer], hits: Sequence[Hits], queries: Queries, dat
     return draw_sheet(rows)
 
 
+def _decoded(content: bytes | np.ndarray) -> Image.Image:
+    # Imported here: with it come the models' libraries, which tables do without.
+    from engine import pixels
+
+    return pixels.decode(content)
+
+
 def _query_cell(query: dict[str, str], own: int, dataset: Dataset) -> Cell:
     kind, value = next(iter(query.items()))
     if kind == "id":
@@ -96,7 +121,7 @@ def _query_cell(query: dict[str, str], own: int, dataset: Dataset) -> Cell:
         return _image_cell(own, dataset, ["query", value, ", ".join(labels)])
     if kind == "image":
         try:
-            return Cell(pixels.decode(Path(value).read_bytes()), ["query", Path(value).name])
+            return Cell(_decoded(Path(value).read_bytes()), ["query", Path(value).name])
         except (OSError, FluoroscopeError) as error:
             return Cell(None, [value, str(error)])
     return Cell(None, [value if kind in ("text", "together") else f"{kind} {value}"])
@@ -107,6 +132,6 @@ def _image_cell(position: int, dataset: Dataset, caption: list[str]) -> Cell:
     if not uri:
         return Cell(None, [*caption, str(dataset.samples["text"].iloc[position])])
     try:
-        return Cell(pixels.decode(dataset.reader.read(uri)), caption)
+        return Cell(_decoded(dataset.reader.read(uri)), caption)
     except ImageError as error:
         return Cell(None, [*caption, str(error)])

@@ -202,7 +202,7 @@ class _Gpu:
 def test_a_gpu_is_used_where_a_search_on_it_is_right_and_it_is_said_once(monkeypatch, caplog, fails):
     devices.gpu_resources.cache_clear()
     monkeypatch.setattr(devices, "load_faiss", lambda: _Gpu(fails))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="engine"):
         found = [devices.gpu_resources() for _ in range(2)]
     devices.gpu_resources.cache_clear()
     assert (found[0] is None) is fails and len(caplog.records) == 1
