@@ -46,7 +46,7 @@ def map_picture(
     title : str
         What the colours are, such as "label".
     note : str
-        How to read the maps, written underneath.
+        How to read the maps, written above them.
 
     Raises
     ------
@@ -68,13 +68,17 @@ def map_picture(
                 faint = colour == MUTED
                 axis.scatter(
                     places[members, 0], places[members, 1], s=size * (0.6 if faint else 1.0), color=colour,
-                    alpha=0.35 if faint else 0.8, linewidths=0, label=f"{name} ({len(members):,})",
+                    alpha=0.45 if faint else 0.8, linewidths=0, label=f"{name} ({len(members):,})",
                 )  # fmt: skip
             axis.set_title(panel, loc="left")
             axis.set(xticks=[], yticks=[])
             axis.set_aspect("equal", adjustable="datalim")
             axis.spines[["top", "right"]].set_visible(False)
         handles, texts = axes[0].get_legend_handles_labels()
+        # Drawn early so as not to hide the named ones, but told last.
+        last = [number for number, (_, colour, _) in enumerate(drawn) if colour == SERIES[5]]
+        shown = [number for number in range(len(drawn)) if number not in last] + last
+        handles, texts = [handles[number] for number in shown], [texts[number] for number in shown]
         legend = figure.legend(
             handles, texts, loc="outside lower center", ncols=min(4, len(texts)), frameon=False, fontsize=8,
             title=f"coloured by {title}", title_fontsize=8, markerscale=1.6,
@@ -83,7 +87,7 @@ def map_picture(
             if handle is not None:
                 handle.set_alpha(1.0)
         if note:
-            figure.supxlabel(note, fontsize=7.5, color=MUTED)
+            figure.suptitle(note, fontsize=8, color=MUTED, x=0.01, ha="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return buffer.getvalue()
