@@ -27,11 +27,14 @@ from threadpoolctl import threadpool_limits
 
 from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, MetricPlan, Prediction, WeightedMetrics, check_truth
 from analysis.metrics.arrays import as_numpy
+from analysis.metrics.ranking import columns_of
 from engine.errors import DataError, UsageError
 from engine.machine import usable_cores
 
 # Cells of a block of resamples (groups, replicates); 32 MB as float64.
 _WEIGHT_CELLS = 1 << 22
+# Numbers that are sorted by one core; more are worth a thread a core.
+_SORTED_ALONE = 1 << 16
 # Replicates of a block: fewer make the calls cost more than the sums, more gain nothing.
 _BLOCK = (64, 2048)
 
@@ -300,7 +303,7 @@ def evaluate_blocks(plans: list[MetricPlan], blocks: Iterator[np.ndarray], colum
     scored = np.empty((len(plans), columns, len(OVERALL_METRICS) + len(LABEL_METRICS) * plans[0].labels))
 
     def score(start: int, block: np.ndarray) -> None:
-        weights = np.ascontiguousarray(block.T, dtype=np.float64)
+        weights = columns_of(np.ascontiguousarray(block.T, dtype=np.float64))
         for row, plan in enumerate(plans):
             scored[row, start : start + len(block)] = metric_columns(plan.evaluate(weights))
 
@@ -372,7 +375,15 @@ def percentile_ends(replicates: np.ndarray, level: float, axis: int = 0) -> tupl
     counted among the values before them.
     """
     tail = (1.0 - level) / 2.0
-    ordered = np.sort(np.ascontiguousarray(np.moveaxis(np.asarray(replicates, dtype=np.float64), axis, -1)), axis=-1)
+    ordered = np.ascontiguousarray(np.moveaxis(np.asarray(replicates, dtype=np.float64), axis, -1))
+    if np.may_share_memory(ordered, replicates):
+        ordered = ordered.copy()
+    parts = np.array_split(ordered.reshape(-1, ordered.shape[-1]), usable_cores())
+    if ordered.size < _SORTED_ALONE:
+        ordered.sort(axis=-1)
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(lambda part: part.sort(axis=-1), parts))
     defined = (~np.isnan(ordered)).sum(axis=-1)
     ends = []
     for share in (tail, 1.0 - tail):

@@ -32,7 +32,7 @@ from analysis.metrics.arrays import (
 )
 
 # Levels of a run. Fewer make more and smaller products, more make larger ones with more zeros; flat from 16 to 32.
-RUN_LEVELS = 32
+RUN_LEVELS = 24
 # Columns of weights from which products are faster than cumulative sums.
 MANY_COLUMNS = 32
 # Largest sum of whole numbers, and of halves, that float32 still holds exactly.
@@ -82,9 +82,11 @@ class _Run(NamedTuple):
 
     positives, negatives : ndarray of int, (p,), (q,)
         Rows of the weights that have such samples.
-    hits : ndarray of float32, (2, K, p)
-        Positives at each level; and at or above it, within the run.
-    misses : ndarray of float32, (1 or 2, K, q)
+    at : ndarray of float32, (K, p), or None
+        Positives at each level; None where row k of the weights is level k's only positive.
+    hits : ndarray of float32, (K, p)
+        Positives at or above each level, within the run.
+    misses : ndarray of float32, (K, q) or (2 K, q)
         Negatives at or above each level, within the run; and, where negatives tie with positives, the same with those
         that tie at the level counted half.
     most : float
@@ -93,6 +95,7 @@ class _Run(NamedTuple):
 
     positives: np.ndarray
     negatives: np.ndarray
+    at: np.ndarray | None
     hits: np.ndarray
     misses: np.ndarray
     most: float
@@ -134,10 +137,13 @@ class RankingPlan:
                 halves = np.zeros_like(below)
                 np.add.at(halves, (here[half], np.searchsorted(other, codes[samples[half]])), 0.5)
                 misses.append(misses[0] - halves)
-            hits = np.stack([at, at.cumsum(axis=0)])
-            self._runs.append(
-                _Run(into, other, _float32(hits), _float32(np.stack(misses)), float(hit.sum()) * float((~hit).sum()))
-            )
+            alone = at.shape[0] == at.shape[1] and (at.max(axis=0) == 1).all() and (at.sum(axis=1) == 1).all()
+            if alone:
+                into, at = into[at.argmax(axis=1)], np.eye(len(at))
+            # Counts and halves of counts, which float32 holds exactly.
+            wide, hits, missed = (part.astype(np.float32) for part in (at, at.cumsum(axis=0), np.concatenate(misses)))
+            most = float(hit.sum()) * float((~hit).sum())
+            self._runs.append(_Run(into, other, None if alone else wide, hits, missed, most))
 
     def evaluate(
         self, weights: Array, negatives: Array, largest: float = float("inf"), *, precision: bool = True
@@ -158,18 +164,20 @@ class RankingPlan:
         wrong_pairs, precisions = 0.0 * negatives, 0.0 * negatives
         true, false = 0.0 * negatives, 0.0 * negatives
         for run in self._runs:
-            hits = _product(run.hits, weights, run.positives)
-            misses = _product(run.misses, weights, run.negatives)
-            at, above = hits[0], misses[-1]
+            positives = _rows(weights, run.positives)
+            at = positives if run.at is None else _as_weights(run.at, weights) @ positives
+            misses = _as_weights(run.misses, weights) @ _rows(weights, run.negatives)
+            below, above = misses[: len(at)], misses[-len(at) :]
+            counted = at
             if run.most * largest**2 >= _EXACT_FLOAT32:
-                at, above = floats(at), floats(above)
+                counted, above = floats(at), floats(above)
             # Pairs within the run, and those of its positives with all negatives before it.
-            wrong_pairs += (at * above).sum(axis=0)
-            wrong_pairs += false * floats(hits[1, -1])
+            wrong_pairs += (counted * above).sum(axis=0)
+            wrong_pairs += false * at.sum(axis=0)
             if precision:
-                precisions += _precisions(hits[0], hits[1] + true, misses[0] + false)
-            true = true + hits[1, -1]
-            false = false + misses[0, -1]
+                precisions += _precisions(at, _as_weights(run.hits, weights) @ positives + true, below + false)
+            true = true + at.sum(axis=0)
+            false = false + below[-1]
         auroc, average_precision = _metrics(wrong_pairs, precisions, true, negatives)
         return auroc, average_precision if precision else float("nan") * average_precision
 
@@ -181,18 +189,16 @@ def _counted(rows: np.ndarray, levels: np.ndarray, count: int) -> tuple[np.ndarr
     return table.reshape(count, len(present)).astype(np.float64), present
 
 
-def _float32(counts: np.ndarray) -> np.ndarray:
-    """Return counts and halves of counts, which float32 holds exactly."""
-    return counts.astype(np.float32)
+def _as_weights(matrix: np.ndarray, weights: Array) -> Array:
+    """Return the matrix as the weights are: of their kind, device and dtype."""
+    array = like(weights, matrix)
+    return array.to(weights.dtype) if is_tensor(array) else array.astype(weights.dtype, copy=False)
 
 
-def _product(matrix: np.ndarray, weights: Array, rows: np.ndarray) -> Array:
-    """Return the matrix (a, K, p) times the rows of the weights, (a, K, R) in the weights' dtype."""
-    counts = like(weights, matrix.reshape(matrix.shape[0] * matrix.shape[1], matrix.shape[2]))
-    counts = counts.to(weights.dtype) if is_tensor(counts) else counts.astype(weights.dtype, copy=False)
+def _rows(weights: Array, rows: np.ndarray) -> Array:
+    """Return rows of the weights; these ways are several times faster than indexing."""
     places = like(weights, rows)
-    chosen = weights.index_select(0, places) if is_tensor(weights) else weights.take(places, axis=0)
-    return (counts @ chosen).reshape(matrix.shape[0], matrix.shape[1], weights.shape[1])
+    return weights.index_select(0, places) if is_tensor(weights) else weights.take(places, axis=0)
 
 
 def _precisions(at: Array, true: Array, false: Array) -> Array:
@@ -203,12 +209,35 @@ def _precisions(at: Array, true: Array, false: Array) -> Array:
     return (floats(at) * (floats(true) / (true + false).clip(min=1e-300))).sum(axis=0)
 
 
-def exact_in_float32(weights: Array, samples: int) -> bool:
-    """Return whether sums over so many samples of these weights (G, R) are exact in float32: whole and not large."""
-    if not len(weights):
-        return True
+class Columns(NamedTuple):
+    """Weights (G, R) in the precisions that sums over them need.
+
+    wide : array of float64
+    narrow : array of float32, or None
+        None where not all weights are whole numbers.
+    largest : float
+        The largest weight.
+    """
+
+    wide: Array
+    narrow: Array
+    largest: float
+
+    def exact(self, samples: int) -> tuple[Array, float]:
+        """Return weights in which sums over so many samples are exact, and the largest, infinite where none are."""
+        if self.narrow is None or self.largest * samples >= _EXACT_FLOAT32:
+            return self.wide, float("inf")
+        return self.narrow, self.largest
+
+
+def columns_of(weights: Array) -> Columns:
+    """Return weights (G, R) of any dtype, not negative, in the precisions that sums need."""
     xp = namespace(weights)
-    return bool((weights == xp.floor(weights)).all()) and float(weights.max()) * samples < _EXACT_FLOAT32
+    wide = floats(weights)
+    largest = float(wide.max()) if len(wide) and wide.shape[1] else 0.0
+    narrow = weights.to(xp.float32) if is_tensor(weights) else weights.astype(np.float32)
+    whole = largest < _EXACT_FLOAT32 and bool((wide == xp.round(wide)).all())
+    return Columns(wide, narrow if whole else None, largest)
 
 
 def auroc(y: Array, scores: Array) -> Array:

@@ -35,7 +35,7 @@ from analysis.metrics.arrays import (
     mean_of_defined,
     namespace,
 )
-from analysis.metrics.ranking import MANY_COLUMNS, RankingPlan, exact_in_float32, ranking_of_label
+from analysis.metrics.ranking import MANY_COLUMNS, Columns, RankingPlan, columns_of, ranking_of_label
 from engine.errors import DataError
 
 OVERALL_METRICS = (
@@ -143,12 +143,14 @@ class MetricPlan:
             self._gaps, self._member = (like(self._scores, array) for array in self._calibration_sums())
         self._rankings: list[RankingPlan] = []
 
-    def evaluate(self, weights: Array) -> WeightedMetrics:
-        """Return all metrics under columns of weights (G, R), not negative; float64 throughout."""
-        weights = like(self._scores, weights)
-        if weights.ndim != 2 or len(weights) != self._rows:
-            raise DataError(f"weights must have shape ({self._rows}, replicates), got {tuple(weights.shape)}")
-        columns = floats(weights)
+    def evaluate(self, weights: Array | Columns) -> WeightedMetrics:
+        """Return all metrics under columns of weights (G, R), not negative, or `Columns` that plans share; float64."""
+        if not isinstance(weights, Columns):
+            weights = like(self._scores, weights)
+            if weights.ndim != 2 or len(weights) != self._rows:
+                raise DataError(f"weights must have shape ({self._rows}, replicates), got {tuple(weights.shape)}")
+            weights = columns_of(weights)
+        columns = like(self._scores, weights.wide)
         labels = self.labels
         sums = columns.T @ self._statistics
         total = sums[:, 0]
@@ -159,7 +161,7 @@ class MetricPlan:
         precision, recall, f1 = (part + blank[:, None] for part in precision_recall_f1(tp, fp, fn))
         f1_micro = precision_recall_f1(tp.sum(axis=1), fp.sum(axis=1), fn.sum(axis=1))[2] + blank
         positives, predicted = tp + fn, tp + fp
-        auroc, average_precision, auroc_micro = self._ranked(columns, total, positives)
+        auroc, average_precision, auroc_micro = self._ranked(weights, total, positives)
         nothing = float("nan") * positives
         brier = divide(squared, total[:, None], float("nan")) if self.probabilities else nothing
         ece = nothing
@@ -207,10 +209,11 @@ class MetricPlan:
         plans.append(RankingPlan(truth.ravel(), scores.ravel(), np.repeat(self._codes, self.labels)))
         self._rankings = plans
 
-    def _ranked(self, columns: Array, total: Array, positives: Array) -> tuple[Array, Array, Array]:
+    def _ranked(self, weights: Columns, total: Array, positives: Array) -> tuple[Array, Array, Array]:
         """Return AUROC and average precision (R, L), and micro-AUROC (R,)."""
-        xp = namespace(columns)
-        if columns.shape[1] < MANY_COLUMNS:
+        xp = namespace(total)
+        if weights.wide.shape[1] < MANY_COLUMNS:
+            columns = like(self._scores, weights.wide)
             by_sample = columns[like(columns, self._codes)]
             cells = (
                 xp.repeat_interleave(by_sample, self.labels, 0) if xp is not np else by_sample.repeat(self.labels, 0)
@@ -223,15 +226,13 @@ class MetricPlan:
         else:
             self.prepare()
             # Each cell counts in the micro ranking, so that sums reach samples x labels.
-            narrow, largest = columns, float("inf")
-            if exact_in_float32(columns, self.samples * max(1, self.labels)):
-                narrow = columns.to(xp.float32) if is_tensor(columns) else columns.astype(np.float32)
-                largest = float(columns.max())
+            exact, largest = weights.exact(self.samples * max(1, self.labels))
+            exact = like(self._scores, exact)
             negatives = total[:, None] - positives
             pairs = [
-                plan.evaluate(narrow, negatives[:, label], largest) for label, plan in enumerate(self._rankings[:-1])
+                plan.evaluate(exact, negatives[:, label], largest) for label, plan in enumerate(self._rankings[:-1])
             ]
-            micro = self._rankings[-1].evaluate(narrow, negatives.sum(axis=1), largest, precision=False)[0]
+            micro = self._rankings[-1].evaluate(exact, negatives.sum(axis=1), largest, precision=False)[0]
         if not pairs:
             return positives, positives, micro
         return xp.stack([pair[0] for pair in pairs], axis=1), xp.stack([pair[1] for pair in pairs], axis=1), micro
