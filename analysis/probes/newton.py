@@ -31,8 +31,10 @@ from analysis.probes.preconditioner import Preconditioner
 
 # Conjugate gradients end where an iteration gains less than this share of the mean gain of those before.
 LITTLE_GAIN = 0.25
-# Inner iterations after which they are cut off, and the problem gets a preconditioner of its own, or a fresh one.
+# Inner iterations after which they are cut off, and the problem gets a preconditioner of its own, or a fresh one: at
+# least so many, and this share of the iterations that its making costs.
 PATIENCE = 8
+SHARE_OF_COST = 0.15
 # Close enough to the best intercept for the gradient's first-order correction to do the rest.
 CLOSE_INTERCEPT = 1e-3
 
@@ -150,6 +152,7 @@ class ChainSolver:
         self.u, self.chains, self.preconditioner = u, chains, preconditioner
         self.tol, self.max_iter, self.stuck = tol, max_iter, stuck
         self.tiny = torch.finfo(u.dtype).tiny
+        self.patience = max(PATIENCE, round(SHARE_OF_COST * preconditioner.cost()))
 
     def solve(self, weight: Tensor, bias: Tensor) -> Outcome:
         """Solve all chains, their first C from weights (P, r) and intercepts (P,)."""
@@ -167,6 +170,7 @@ class ChainSolver:
             if len(over):
                 keep = torch.ones_like(self.state.at_gradient)
                 keep[over] = False
+                self.preconditioner.release(self.state.chain[over])
                 self.state = self.state.take(keep)
         return self.outcome
 
@@ -220,7 +224,7 @@ class ChainSolver:
         state.products += 2 * running
         little = gain * state.inner <= LITTLE_GAIN * state.gained
         close = 0.5 * state.left.square().sum(1) <= 0.1 * state.enough
-        ended = running & (little | close | (state.inner >= PATIENCE))
+        ended = running & (little | close | (state.inner >= self.patience))
         preconditioned = self.preconditioner.apply(state.chain, state.total, state.left)
         size = (state.left * preconditioned).sum(1)
         ratio = torch.where(running, size / state.size.clamp(min=self.tiny), 0)
@@ -290,7 +294,7 @@ class ChainSolver:
     def _step(self, ended: Tensor) -> None:
         """Walk along the Newton step, and renew the preconditioners of those that took long."""
         state = self.state
-        slow = ended[state.inner[ended] >= PATIENCE]
+        slow = ended[state.inner[ended] >= self.patience]
         self._move(ended)
         if len(slow):
             self.preconditioner.renew(state.chain[slow], state.curvature[slow])

@@ -80,14 +80,14 @@ def test_a_sweep_by_the_command_line__prints_candidates_and_a_head_that_cam_take
     arguments = ["probe", PHANTOMS, "--model", common["model"], "--cache", str(common["cache"]), "--split", "grouped",
                  "--replicates", "100", "--batch-size", "32", "--device", "cpu", "-q", "-C", "0.1", "-C", "10",
                  "--folds", "3", "--class-weight", "balanced", "--out", str(tmp_path / "run")]  # fmt: skip
-    assert cli.main(arguments) == 0
+    assert cli.run(arguments) == 0
     text = capsys.readouterr().out
     assert "Candidates on held-out rows" in text and "C = 10, balanced" in text and "sweep.csv" in text
     sample = open_dataset(PHANTOMS).ids[0]
     cam = ["cam", PHANTOMS, "--model", common["model"], "--cache", str(common["cache"]), "--device", "cpu", "-q",
            "--head", str(tmp_path / "run" / "probe.npz"), "--label", "Edema", "--id", str(sample),
            "--out", str(tmp_path / "cam")]  # fmt: skip
-    status = cli.main(cam)
+    status = cli.run(cam)
     assert status == 0, capsys.readouterr().err
 
 
