@@ -7,6 +7,7 @@ and outer fits of all folds are one sweep of `solve_logistic`: a row of weights 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from analysis.probes.fitting import C_GRID, check_part, warn_of_unfinished
 from analysis.probes.logistic import TOLERANCE, solve_logistic
 from analysis.probes.selection import choose_best, validation_scores
 from engine.errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,12 @@ def crossfit_heads(
     seen = np.concatenate([rest, rest & ~inner]) if len(grid) > 1 else rest
     fits = solve_logistic(embeddings, truth, grid, row_weights=seen, label_names=names)
     warn_of_unfinished(fits, TOLERANCE, 200)
+    lacking = ~fits.trained[:folds, 0].all(axis=0)
+    if lacking.any():
+        logger.warning(
+            "labels of one value only in the training rows of a fold get their prior there: %s",
+            ", ".join(name for name, lacks in zip(names, lacking, strict=True) if lacks),
+        )
     heads = []
     for held_out in range(folds):
         chosen = 0

@@ -7,6 +7,7 @@ and seeds; the others are estimators, fitted one by one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from analysis.probes.neighbours import NearestMean, NeighbourProbe, TipAdapterPr
 from analysis.probes.selection import choose_best, mean_average_precision, mean_log_loss
 from analysis.probes.trained import MLPProbe
 from engine.errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
 
 CONVEX = ("logistic", "text-prior")
 KINDS = (*CONVEX, "ridge", "nearest-mean", "neighbours", "tip-adapter", "mlp")
@@ -190,6 +193,11 @@ class _Fitter:
             for name, column in zip(self.names, self.truth.T, strict=True)
             if any(len(set(column[seen].tolist())) < 2 for seen in self.rows)
         )
+        if untrained:
+            logger.warning(
+                "labels of one value only in at least one training part have no probe there, but their prior: %s",
+                ", ".join(untrained),
+            )
         probe = self.probe_of(which, chosen)
         return Sweep(self.kind, self.candidates, logits, levelled, scores, chosen, probe, self.fits, untrained)
 

@@ -94,6 +94,17 @@ def test_labels_of_a_fold__change_nothing_in_its_head_nor_its_c(monkeypatch):
         assert first.heads[held_out].provenance == second.heads[held_out].provenance
 
 
+def test_a_label_that_one_fold_holds_alone__is_named(caplog):
+    x, _, groups = random_case()
+    y = np.column_stack([np.arange(len(groups)) % 2 == 0, groups == "p003"])
+    fitted = crossfit.crossfit_heads(x, y, groups, label_names=LABELS, folds=3, c_grid=[1.0])
+    number = int(fitted.fold[groups == "p003"][0])
+    assert [head.provenance["untrained_labels"] for head in fitted.heads] == [
+        ["rare"] if fold == number else [] for fold in range(3)
+    ]
+    assert np.isfinite(fitted.probabilities(x)).all() and "prior there: rare" in caplog.text
+
+
 def test_wrong_requests__are_refused():
     x, y, groups = random_case()
     with pytest.raises(UsageError, match="61 folds of 60 groups"):

@@ -170,6 +170,12 @@ def test_one_class__gets_its_prior_and_is_said():
     assert fits.table()["trained"].tolist() == [False] * 4 + [True] * 2 + [False] * 6
 
 
+def test_one_sample__gives_the_prior():
+    fits = solve_logistic(np.array([[0.3, 0.4]]), np.array([[1, 0]]), [1.0])
+    assert not fits.trained.any() and (fits.weight == 0).all()
+    np.testing.assert_allclose(fits.bias[0, 0, :, 0], [np.log(3), -np.log(3)])
+
+
 def test_constant_features__leave_the_prior():
     for value in (0.0, 0.1, -3e7):
         y = np.array([[1], [0], [0], [0], [0]])

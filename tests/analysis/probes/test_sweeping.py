@@ -72,7 +72,7 @@ def test_validation__gives_the_studys_own_probe():
 
 
 @pytest.mark.parametrize("kind", sweeping.KINDS)
-def test_every_kind__answers_for_held_out_rows(kind):
+def test_every_kind__answers_for_held_out_rows(kind, caplog):
     x, y, groups = case(120)
     y[:, 2] = False
     text = np.random.default_rng(0).normal(size=(3, 8))
@@ -86,7 +86,7 @@ def test_every_kind__answers_for_held_out_rows(kind):
     found = sweeping.sweep_on_folds(x, y, groups, folds=3, **options)
     count = 4 if kind in sweeping.CONVEX else 1
     assert found.logits.shape == (count, 120, 3) and np.isfinite(found.logits).all()
-    assert found.untrained_labels == ("c",)
+    assert found.untrained_labels == ("c",) and "but their prior: c" in caplog.text
     assert isinstance(found.probe, LinearHead) == (kind not in ("neighbours", "tip-adapter", "mlp"))
     assert roc_auc_score(y[:, 0], found.levelled[found.chosen][:, 0]) > 0.55
     assert sweeping.sweep_on_validation(x[:80], y[:80], x[80:], y[80:], **options).logits.shape == (count, 40, 3)
