@@ -154,7 +154,7 @@ def crossfit_heads(
     seen = np.concatenate([rest, rest & ~inner]) if len(grid) > 1 else rest
     fits = solve_logistic(embeddings, truth, grid, row_weights=seen, label_names=names)
     warn_of_unfinished(fits, TOLERANCE, 200)
-    lacking = ~fits.trained[:folds, 0].all(axis=0)
+    lacking = np.asarray(~fits.trained[:folds, 0].all(axis=0))
     if lacking.any():
         logger.warning(
             "labels of one value only in the training rows of a fold get their prior there: %s",
