@@ -194,8 +194,8 @@ def main() -> None:
     if chosen.write:
         figures = {
             "seconds": seconds | {f"scikit-learn, {name}": value for name, value in peers.items()},
-            "rounds": taken, "disturbed rounds": disturbed, "ratios": ratios, "at least": AT_LEAST, "problems": len(table),
-            "sample": len(sample),
+            "rounds": taken, "disturbed rounds": disturbed, "ratios": ratios, "at least": AT_LEAST,
+            "problems": len(table), "sample": len(sample),
             "converged": int(table["converged"].sum()), "polished": int(table["polished"].sum()),
             "ours above scikit-learn": max(gaps), "default above ours": max(default_gaps),
         }  # fmt: skip
