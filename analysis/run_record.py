@@ -56,6 +56,8 @@ RESULT_COLUMNS = (
     "null_low",
     "null_high",
     "note",
+    "name",
+    "title",
 )
 
 
@@ -102,6 +104,22 @@ class RunRecord:
     def rows(self, kind: str) -> pd.DataFrame:
         """Return the result rows of one kind, in the order in which they were written."""
         return self.results[self.results["kind"] == kind]
+
+    def table(self, source: str) -> pd.DataFrame:
+        """Return a table that the run announces, by its path as seen from the run folder.
+
+        Raises
+        ------
+        DataError
+            The file is missing, lies outside the run folder, or is no CSV.
+        """
+        path = self.folder / source
+        if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
+            raise DataError(f"{self.folder}: the table {source!r} that results.jsonl names is not there; run it again")
+        try:
+            return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not a CSV ({error}); run the study again") from error
 
     @property
     def label_names(self) -> list[str]:

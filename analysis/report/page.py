@@ -15,6 +15,7 @@ from analysis import figures, run_record
 from analysis.report import questions
 from analysis.report.account import cost_table, facts, failure_table, provenance_lines
 from analysis.report.pictures import case_view, query_view
+from analysis.report.plain import plain_tables, told_beside_tables
 from analysis.report.protocol import protocol_view
 from analysis.report.tables import Table
 
@@ -71,6 +72,8 @@ def page_view(record: run_record.RunRecord) -> dict[str, Any]:
     protocols = [protocol_view(record, name, colours) for name in record.protocols]
     cases = [case_view(record, case) for case in record.heatmaps]
     costs = record.rows("cost")
+    plain = plain_tables(record)
+    beside = told_beside_tables(record).union(BESIDE_THEIR_TABLES)
     sections = [("summary", "Summary")]
     for part in protocols:
         suffix = f" ({part['name']})" if len(protocols) > 1 else ""
@@ -84,6 +87,7 @@ def page_view(record: run_record.RunRecord) -> dict[str, Any]:
     sections += [("retrieval", "Neighbours")] if record.retrieval else []
     sections += [("map", "Map")] if len(record.embedding_map) else []
     sections += [("split", "Split")] if len(record.rows("split")) else []
+    sections += [("tables", "Further tables")] if plain else []
     sections += [("cost", "Cost"), ("provenance", "Provenance")]
     headline = [str(text) for text in record.rows("sentence")["text"] if text]
     return {
@@ -92,7 +96,7 @@ def page_view(record: run_record.RunRecord) -> dict[str, Any]:
         "facts": facts(record),
         "sections": sections if headline else sections[1:],
         "headline": [
-            str(row.text) for row in record.rows("sentence").itertuples() if row.section not in BESIDE_THEIR_TABLES
+            str(row.text) for row in record.rows("sentence").itertuples() if row.section not in beside
         ],
         "split": questions.split_table(record.rows("split")),
         "protocols": protocols,
@@ -102,6 +106,7 @@ def page_view(record: run_record.RunRecord) -> dict[str, Any]:
         if len(record.embedding_map)
         else "",
         "embedding_note": provenance.get("embedding_map", "Two-dimensional map of the image embeddings."),
+        "plain": plain,
         "cost": cost_table(costs),
         "cost_chart": figures.cost_bars(costs) if len(costs) else "",
         "failures": failure_table(record.failures) if len(record.failures) else None,
