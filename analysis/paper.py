@@ -13,7 +13,7 @@ and its table of results (`REFERENCE_ROWS`). In short:
   (`decisions_above_zero`).
 * Row of the table: macro-F1, exact match, LRAP, coverage error (`table_row`), distances of the first positive label's
   classes on un-normalised embeddings (`distances_of`).
-* Probe: `linear_probe`. Fine-tuning: `paper_finetune_settings`, carried out by `analysis.finetune`.
+* Probe: `linear_probe`. Fine-tuning: `paper_finetune_settings`, carried out by `analysis.finetuning`.
 
 What cannot be matched to the digit: the label table, the zero-shot threshold of the published row and the radiologist's
 annotations are not public.
@@ -181,7 +181,7 @@ def linear_probe(
 
 
 def paper_finetune_settings() -> dict[str, Any]:
-    """Return the study's fine-tuning recipe, in the words of `analysis.finetune.FinetuneConfig`.
+    """Return the study's fine-tuning recipe, in the words of `analysis.finetuning.FinetuneConfig`.
 
     The whole image tower and a head (weight Xavier-uniform, bias as torch's default) train from the first epoch at one
     rate; AdamW is made anew every epoch at 1e-5, so its moments are lost and the cosine schedule, made anew with it,

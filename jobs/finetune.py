@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from analysis import finetune
+from analysis import finetuning
 from analysis.heads import LinearHead
 from engine.encoder import Encoder
 from engine.errors import DataError
@@ -94,7 +94,7 @@ def starting_head(config: Config, material: study_settings.Material) -> LinearHe
         zero_shot = study_settings.zero_shot(material, config.zero_shot, "sound").explained
         assert zero_shot.text is not None  # zero-shot is its text
         prevalence = material.y[material.rows("train")].mean(axis=0)
-        return finetune.head_from_text(
+        return finetuning.head_from_text(
             zero_shot.text, material.dataset.label_names, scale=material.encoder.logit_scale, prevalence=prevalence
         )
     head = LinearHead.load(Path(config.start).expanduser())

@@ -21,7 +21,7 @@ import pandas as pd
 from pydantic import Field
 
 from analysis import report
-from analysis.training_inputs import KeptResults
+from analysis.finetuning.inputs import KeptResults
 from engine import cache as caches
 from engine import encoder as encoders
 from engine import index as indexes

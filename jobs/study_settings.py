@@ -18,10 +18,10 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from analysis import cam, finetune, paper, probes, prompts, thresholds, zeroshot
+from analysis import cam, finetuning, paper, probes, prompts, thresholds, zeroshot
+from analysis.finetuning.inputs import KeptResults
 from analysis.heads import LinearHead
 from analysis.metrics import Prediction
-from analysis.training_inputs import KeptResults
 from engine import cache as caches
 from engine import encoder as encoders
 from engine import model_folder
@@ -273,10 +273,10 @@ def tuned_tower(
     """Train a tower and a head, write them as a model folder, and return them loaded, with how training went."""
     names = material.dataset.label_names
     if protocol == "sound":
-        recipe = finetune.FinetuneConfig(**section.model_dump(exclude={"enabled"}), seed=seed)
+        recipe = finetuning.FinetuneConfig(**section.model_dump(exclude={"enabled"}), seed=seed)
     else:
-        recipe = finetune.study_recipe(seed)
-    result = finetune.finetune(
+        recipe = finetuning.study_recipe(seed)
+    result = finetuning.finetune(
         material.encoder,
         material.cache.pixels(material.dataset, material.encoder.preprocess),
         material.y,
@@ -307,7 +307,7 @@ def tuned_tower(
     return Explained(FINE_TUNING, protocol, child, names, head=head), details
 
 
-def kept_epoch(result: finetune.FinetuneResult, from_probe: bool) -> str:
+def kept_epoch(result: finetuning.FinetuneResult, from_probe: bool) -> str:
     """Return in a sentence what was free and which epoch was kept."""
     free = f"Fine-tuning freed {result.trained_weights:,} of the image tower's {result.all_weights:,} weights"
     monitor = {"bce": "BCE", "map": "mAP", "auroc_macro": "macro-AUROC"}[result.config.monitor]

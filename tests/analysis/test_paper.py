@@ -169,7 +169,7 @@ def test_probe__takes_the_studys_settings(study):
 
 
 def test_finetuning__is_described_as_it_is_carried_out():
-    finetune = pytest.importorskip("analysis.finetune")
+    finetune = pytest.importorskip("analysis.finetuning")
     carried_out = dataclasses.asdict(finetune.study_recipe(7))
     for name, value in paper.paper_finetune_settings().items():
         assert carried_out[name] == value, name

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import finetune as tuning
-from analysis import metrics, training_inputs
+from analysis import finetuning as tuning
+from analysis import metrics
+from analysis.finetuning import inputs, optimizing, training
+from analysis.finetuning.tower import TowerWithHead
 from analysis.heads import LinearHead
-from analysis.tower import TowerWithHead
 from engine.encoder import load_encoder
 from engine.errors import DataError, UsageError
 from engine.model_folder import save_model_folder
@@ -312,10 +313,10 @@ def test_head_from_text_begins_at_the_prevalence() -> None:
 
 def test_rates_rise_and_fall_as_said() -> None:
     config = _with(SHORT, warmup=0.2)
-    shares = [tuning._rate_share(step, 50, config) for step in range(50)]
+    shares = [optimizing.rate_share(step, 50, config) for step in range(50)]
     np.testing.assert_allclose(shares[:10], np.arange(1, 11) / 10)
     np.testing.assert_allclose(shares[10:], 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40)))
-    assert all(tuning._rate_share(step, 50, _with(config, schedule="constant", warmup=0)) == 1 for step in range(50))
+    assert all(optimizing.rate_share(step, 50, _with(config, schedule="constant", warmup=0)) == 1 for step in range(50))
 
 
 def test_deeper_blocks_learn_slower(folder: Path) -> None:
@@ -336,7 +337,7 @@ def test_class_weights_are_negatives_over_positives(folder: Path) -> None:
     y[:2, 0] = y[:8, 1] = y[8, 0] = y[9, 1] = 1
     y[11, 2] = 1
     config = _with(SHORT, objective="weighted_bce", largest_weight=5.0, epochs=1, batch_size=8, trainable=1)
-    training = tuning._Training(
+    run = training._Training(
         encoder,
         pixels,
         metrics.check_truth(y),
@@ -348,13 +349,13 @@ def test_class_weights_are_negatives_over_positives(folder: Path) -> None:
         None,
         None,
     )
-    np.testing.assert_allclose(training.loss.pos_weight, [3.0, 1.0, 5.0])
+    np.testing.assert_allclose(run.loss.pos_weight, [3.0, 1.0, 5.0])
 
 
 def test_augmentation_moves_and_never_mirrors() -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (40, 12, 10, 3), dtype=np.uint8))
     rng = np.random.Generator(np.random.PCG64(0))
-    moved = training_inputs.augment(pixels, rng, shift=3)
+    moved = inputs.augment(pixels, rng, shift=3)
     padded = np.pad(pixels.numpy(), ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
     seen = set()
     for image, found in zip(padded, moved.numpy(), strict=True):
@@ -367,7 +368,7 @@ def test_augmentation_moves_and_never_mirrors() -> None:
         assert len(places) == 1
         seen.add(places[0])
     assert len(seen) > 15 and min(min(place) for place in seen) == 0 and max(max(place) for place in seen) == 6
-    toned = training_inputs.augment(pixels, rng, contrast=0.2)
+    toned = inputs.augment(pixels, rng, contrast=0.2)
     assert toned.dtype == torch.uint8 and not torch.equal(toned, pixels)
     correlation = np.corrcoef(toned[0].numpy().ravel(), pixels[0].numpy().ravel())[0, 1]
     assert correlation > 0.98
@@ -422,7 +423,7 @@ def test_kept_results_of_one_training_serve_the_next(folder: Path) -> None:
     encoder = tiny_encoder("open_clip_token_vit", folder)
     pixels, y = a_task(encoder, 24)
     config = tuning.FinetuneConfig(trainable=1, epochs=1, batch_size=8)
-    kept = training_inputs.KeptResults()
+    kept = inputs.KeptResults()
     tuning.finetune(encoder, pixels, y, np.arange(12), np.arange(12, 16), config, kept=kept)
     assert kept.lacking(np.arange(24)).tolist() == list(range(16, 24))
     with_kept = tuning.finetune(encoder, pixels, y, np.arange(4, 20), np.arange(20, 24), config, kept=kept)

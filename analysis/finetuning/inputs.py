@@ -1,6 +1,6 @@
 """What a tower's free part is trained on: pixels taken through the frozen part, or its results kept in memory.
 
-In come pixels by row, a tower (`analysis.tower`) and a limit on memory; out go batches on the tower's device.
+In come pixels by row, a tower (`analysis.finetuning.tower`) and a limit on memory; out go batches on its device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from analysis.tower import TowerWithHead
+from analysis.finetuning.tower import TowerWithHead
 from engine.errors import DataError
 
 log = logging.getLogger(__name__)
