@@ -1,31 +1,38 @@
-"""Where findings lie: boxes and masks by sample and label, in pixels of the original image.
+"""Where findings lie: boxes, masks and points by sample, label and annotator, in pixels of the original image.
 
-Comes in from a table, a COCO file or a phantom; goes out to heatmap scores and figures. Coordinates are continuous,
-with the origin at the top left corner of the top left pixel, so pixel (row, column) covers [column, column + 1) x
-[row, row + 1) and belongs to a region when its centre does.
+Comes in from a table, a COCO or CVAT file (`engine.sources`) or a phantom; goes out to heatmap scores and figures.
+Coordinates are continuous, with the origin at the top left corner of the top left pixel, so pixel (row, column) covers
+[column, column + 1) x [row, row + 1) and belongs to a region when its centre does. A point is kept as the pixel it
+lies in.
+
+A box that reaches outside its image by more than a pixel was made for an image of another size more often than not, so
+it is an error; under ``outside="clip"`` it is cut at the edge and counted in the log, and only one that lies wholly
+outside is refused.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import DataError
-from engine.tables import numbers_of, offer, place, read_table, require_columns, text_of
+from engine.tables import offer
 
 logger = logging.getLogger(__name__)
 
 BOX_COLUMNS = ("sample_id", "label", "x", "y", "width", "height", "source", "place")
 COORDINATES = ("x", "y", "width", "height")
+FILLERS = {"source": "", "place": "", "annotator": "", "shape": "box"}
+POINT = "point"
 
 # Boxes that others scaled and rounded reach over the edge by a fraction of a pixel; more than that is a mistake.
 EDGE_TOLERANCE = 1.0
 
+Outside = Literal["error", "clip"]
 MaskReader = Callable[[str, str], "np.ndarray | None"]
 SampleIds = Mapping[str, "str | Sequence[str]"]
 
@@ -46,13 +53,15 @@ class Annotations:
     Parameters
     ----------
     boxes : DataFrame, optional
-        Columns sample_id, label (str), x, y, width, height (float, original pixels), source (str), and optionally place
-        (file and line, for messages).
+        Columns sample_id, label (str), x, y, width, height (float, original pixels), and optionally source (str), place
+        (file and line, for messages), annotator (str, "" where nobody is named) and shape ("box" or "point").
     mask_reader : callable, optional
         ``mask_reader(sample_id, label)`` gives a bool array (height, width) of the original image's size, or None where
-        there is no mask; picklable.
+        there is no mask; picklable. Where it knows annotators, ``mask_reader.of_annotator(name)`` is the reader of one.
     box_source : BoxSource, optional
         Stands in for `boxes` where those are made on demand.
+    outside : "error" or "clip"
+        What becomes of boxes that lie partly outside their image.
     """
 
     def __init__(
@@ -60,10 +69,12 @@ class Annotations:
         boxes: pd.DataFrame | None = None,
         mask_reader: MaskReader | None = None,
         box_source: BoxSource | None = None,
+        outside: Outside = "error",
     ) -> None:
         self.mask_reader = mask_reader
         self.box_source = box_source
-        self._boxes = None if boxes is None and box_source is not None else _checked_boxes(boxes)
+        self.outside = outside
+        self._boxes = None if boxes is None and box_source is not None else _checked_boxes(boxes, outside)
         self._pairs = None if self._boxes is None else self._boxes[["sample_id", "label"]]
         self._rows_of: dict[str, np.ndarray] | None = None
 
@@ -78,7 +89,7 @@ class Annotations:
         if self._boxes is None:
             assert self.box_source is not None
             made = [self.box_source.boxes_of(sample_id) for sample_id in self.sample_ids()]
-            self._boxes = _checked_boxes(pd.concat(made, ignore_index=True) if made else None)
+            self._boxes = _checked_boxes(pd.concat(made, ignore_index=True) if made else None, self.outside)
         return self._boxes
 
     @property
@@ -103,6 +114,31 @@ class Annotations:
         """Tell whether a label is annotated in a sample."""
         pairs = self.pairs.iloc[self._positions(sample_id)]
         return bool((pairs["label"] == label).any())
+
+    def annotators(self, sample_id: str, label: str) -> tuple[str, ...]:
+        """Return who annotated a label in a sample, in the order of first appearance; the unnamed are one, ""."""
+        rows = self._box_rows(sample_id, label)
+        if "annotator" not in rows:
+            return ("",) if len(rows) else ()
+        return tuple(dict.fromkeys(rows["annotator"]))
+
+    def by_annotator(self, annotator: str) -> Annotations:
+        """Return the annotations of one annotator; DataError for a name that nobody has.
+
+        Masks stay where their reader knows annotators, or where there is only this one.
+        """
+        names = sorted(set(self.boxes["annotator"]))
+        if annotator not in names:
+            raise DataError(f"nobody is named {annotator!r} in these annotations; {offer(annotator, names)}")
+        masks = self.mask_reader
+        if masks is not None and len(names) > 1:
+            masks = masks.of_annotator(annotator) if hasattr(masks, "of_annotator") else None
+        return Annotations(self.boxes[self.boxes["annotator"] == annotator], masks, outside=self.outside)
+
+    def only_points(self, sample_id: str, label: str) -> bool:
+        """Tell whether a label was only pointed at in a sample, so that nothing can be said of its extent."""
+        rows = self._box_rows(sample_id, label)
+        return "shape" in rows and bool(len(rows)) and bool((rows["shape"] == POINT).all())
 
     def boxes_of(self, sample_id: str, label: str | None = None) -> np.ndarray:
         """Return the boxes of a sample (and label): x, y, width, height in original pixels.
@@ -131,7 +167,7 @@ class Annotations:
         Raises
         ------
         DataError
-            A mask of another size, or a box outside the image.
+            A mask of another size, or a box outside the image (wholly, where boxes are clipped).
         """
         mask = self.mask_reader(sample_id, label) if self.mask_reader is not None else None
         if mask is not None:
@@ -142,7 +178,7 @@ class Annotations:
                 )
             return mask.astype(bool, copy=False)
         rows = self._box_rows(sample_id, label)
-        _check_inside(rows, np.full(len(rows), height), np.full(len(rows), width))
+        _check_inside(rows, np.full(len(rows), height), np.full(len(rows), width), self.outside)
         region = np.zeros((height, width), dtype=bool)
         for x, y, box_width, box_height in rows[list(COORDINATES)].to_numpy(dtype=np.float64):
             left, right = _covered_pixels(x, box_width, width)
@@ -151,7 +187,7 @@ class Annotations:
         return region
 
     def check_inside(self, sizes: Mapping[str, tuple[int, int]]) -> None:
-        """Raise DataError for the first box that lies outside its image.
+        """Raise DataError for the first box outside its image; where boxes are clipped, count them in the log.
 
         Parameters
         ----------
@@ -160,7 +196,9 @@ class Annotations:
         """
         known = self.boxes[self.boxes["sample_id"].isin(list(sizes))]
         measured = np.array([sizes[sample_id] for sample_id in known["sample_id"]], dtype=np.float64).reshape(-1, 2)
-        _check_inside(known, measured[:, 0], measured[:, 1])
+        over = _check_inside(known, measured[:, 0], measured[:, 1], self.outside)
+        if over:
+            logger.warning("%d of %d boxes reach outside their image and are cut at its edge", over, len(known))
 
     def renamed(self, names: Mapping[str, str]) -> Annotations:
         """Return the annotations with other label names; several old names may become one.
@@ -177,14 +215,15 @@ class Annotations:
                 )
         if not names or not len(self.pairs):
             return self
-        masks = None if self.mask_reader is None else _RenamedMasks(self.mask_reader, dict(names), self.labels)
+        masks = None if self.mask_reader is None else _RenamedMasks(self, dict(names))
         if self._boxes is None and self.box_source is not None:
-            return Annotations(None, masks, _RenamedBoxes(self.box_source, dict(names)))
-        return Annotations(_with_names(self.boxes, names), masks)
+            return Annotations(None, masks, _RenamedBoxes(self.box_source, dict(names)), self.outside)
+        return Annotations(_with_names(self.boxes, names), masks, outside=self.outside)
 
     def of_samples(self, sample_ids: Sequence[str]) -> Annotations:
         """Return the annotations of these samples only; boxes made on demand are made now."""
-        return Annotations(self.boxes[self.boxes["sample_id"].isin(list(sample_ids))], self.mask_reader)
+        kept = self.boxes[self.boxes["sample_id"].isin(list(sample_ids))]
+        return Annotations(kept, self.mask_reader, outside=self.outside)
 
     def _positions(self, sample_id: str) -> np.ndarray:
         if self._rows_of is None:
@@ -193,102 +232,19 @@ class Annotations:
 
     def _box_rows(self, sample_id: str, label: str | None) -> pd.DataFrame:
         if self._boxes is None and self.box_source is not None:
-            rows = self.box_source.boxes_of(sample_id) if len(self._positions(sample_id)) else _checked_boxes(None)
+            known = len(self._positions(sample_id)) > 0
+            rows = self.box_source.boxes_of(sample_id) if known else _checked_boxes(None, "error")
         else:
             rows = self.boxes.iloc[self._positions(sample_id)]
         return rows if label is None else rows[rows["label"] == label]
 
 
-def read_box_table(
-    path: str | Path,
-    columns: Mapping[str, str] | None = None,
-    ids: SampleIds | None = None,
-    sizes: Mapping[str, tuple[int, int]] | None = None,
-) -> Annotations:
-    """Read boxes from a CSV or parquet table, one row a box, in pixels of the original image.
-
-    Parameters
-    ----------
-    columns : mapping, optional
-        From this function's names (image, label, x, y, width, height, source) to the table's. Names not mapped are
-        taken as they are; the image column is the first of image, image_path, sample_id, id, filename, uid there is.
-    ids : mapping, optional
-        From what the image column holds (path, file name, id) to the sample id, or to several. Rows of other images are
-        left out and counted in the log. Without it, the column holds sample ids.
-    sizes : mapping from sample id to (height, width), optional
-        Where given, boxes outside their image are refused now.
-
-    Raises
-    ------
-    DataError
-        A missing column, a coordinate that is no number, an empty or misplaced box, or not one row of a known image.
-    """
-    table = read_table(path)
-    wanted = _box_table_columns(table, dict(columns or {}), path)
-    boxes = pd.DataFrame({"image": text_of(table[wanted["image"]]), "label": text_of(table[wanted["label"]])})
-    for name in COORDINATES:
-        boxes[name] = numbers_of(table, wanted[name], path)
-    boxes["source"] = text_of(table[wanted["source"]]) if "source" in wanted else Path(path).name
-    boxes["place"] = [place(path, row) for row in range(len(boxes))]
-    annotations = Annotations(matched_to_samples(boxes, ids, path))
-    if sizes is not None:
-        annotations.check_inside(sizes)
-    return annotations
-
-
-def rows_with_sample_ids(rows: pd.DataFrame, ids: SampleIds | None) -> pd.DataFrame:
-    """Return the rows whose "image" is known, once for each of its samples, with the column sample_id instead."""
-    if ids is None:
-        return rows.rename(columns={"image": "sample_id"})
-    found = rows.assign(sample_id=rows["image"].map(lambda image: _as_list(ids.get(image))))
-    return found.explode("sample_id").dropna(subset=["sample_id"]).drop(columns="image").reset_index(drop=True)
-
-
-def matched_to_samples(rows: pd.DataFrame, ids: SampleIds | None, path: str | Path) -> pd.DataFrame:
-    """Return the rows of known images; DataError where the file names images but not one of them is known."""
-    if ids is None:
-        return rows_with_sample_ids(rows, ids)
-    known = rows["image"].isin(list(ids))
-    if len(rows) and not known.any():
-        example = next(iter(ids), "")
-        raise DataError(
-            f"none of the {len(rows)} annotations in {str(path)!r} belongs to an image of the data set: the file names "
-            f"images like {rows['image'].iloc[0]!r}, the data set like {example!r}; name the column that matches"
-        )
-    if not known.all():
-        logger.info(
-            "%s: %d of %d annotations belong to images outside this data set", path, int((~known).sum()), len(rows)
-        )
-    return rows_with_sample_ids(rows, ids)
-
-
-def _box_table_columns(table: pd.DataFrame, columns: dict[str, str], path: str | Path) -> dict[str, str]:
-    """Return the table's name for each of ours."""
-    known = ("image", "label", *COORDINATES, "source")
-    for name in columns:
-        if name not in known:
-            raise DataError(f"a box table has no {name!r} to map a column to; {offer(name, known)}")
-    guesses = {
-        "image": ("image", "image_path", "sample_id", "id", "filename", "uid"),
-        "source": ("source", "annotation_source"),
-    }
-    wanted = {name: name for name in ("label", *COORDINATES)}
-    for name, candidates in guesses.items():
-        present = [candidate for candidate in candidates if candidate in table.columns]
-        if present:
-            wanted[name] = present[0]
-    wanted.setdefault("image", "image")
-    wanted.update(columns)
-    require_columns(table, list(wanted.values()), path)
-    return wanted
-
-
-def _checked_boxes(boxes: pd.DataFrame | None) -> pd.DataFrame:
+def _checked_boxes(boxes: pd.DataFrame | None, outside: Outside) -> pd.DataFrame:
     """Return the boxes with all columns and plain dtypes; DataError for one that is empty or not finite."""
     if boxes is None:
         boxes = pd.DataFrame({name: [] for name in BOX_COLUMNS})
     boxes = boxes.reset_index(drop=True)
-    for name, filler in (("source", ""), ("place", "")):
+    for name, filler in FILLERS.items():
         if name not in boxes.columns:
             boxes = boxes.assign(**{name: filler})
     missing = [name for name in BOX_COLUMNS if name not in boxes.columns]
@@ -303,28 +259,35 @@ def _checked_boxes(boxes: pd.DataFrame | None) -> pd.DataFrame:
             f"{_where(row)}: width and height must be positive ({int(wrong.sum())} such boxes); "
             "are the columns x, y, width, height, or two corners?"
         )
-    outside = (corners[:, :2] < -EDGE_TOLERANCE).any(axis=1)
-    if outside.any():
-        row = boxes.iloc[int(np.flatnonzero(outside)[0])]
+    if outside == "clip":
+        beyond = (corners[:, :2] + corners[:, 2:] <= 0).any(axis=1)
+    else:
+        beyond = (corners[:, :2] < -EDGE_TOLERANCE).any(axis=1)
+    if beyond.any():
+        row = boxes.iloc[int(np.flatnonzero(beyond)[0])]
         raise DataError(
             f"{_where(row)}: it begins outside the image; boxes are x, y of the top left corner in original pixels"
         )
     return boxes
 
 
-def _check_inside(rows: pd.DataFrame, heights: np.ndarray, widths: np.ndarray) -> None:
-    """Raise DataError for the first of these boxes that reaches out of its image of (heights, widths)."""
+def _check_inside(rows: pd.DataFrame, heights: np.ndarray, widths: np.ndarray, outside: Outside) -> int:
+    """Raise DataError for the first of these boxes that may not be in its image; return how many reach out of it."""
     corners = rows[list(COORDINATES)].to_numpy(dtype=np.float64).reshape(-1, 4)
-    over = (corners[:, 0] + corners[:, 2] > widths + EDGE_TOLERANCE) | (
-        corners[:, 1] + corners[:, 3] > heights + EDGE_TOLERANCE
-    )
-    if over.any():
-        first = int(np.flatnonzero(over)[0])
+    ends = corners[:, :2] + corners[:, 2:]
+    limits = np.column_stack([widths, heights]).reshape(-1, 2)
+    over = ((ends > limits + EDGE_TOLERANCE) | (corners[:, :2] < -EDGE_TOLERANCE)).any(axis=1)
+    refused = over if outside == "error" else ((corners[:, :2] >= limits) | (ends <= 0)).any(axis=1)
+    if refused.any():
+        first = int(np.flatnonzero(refused)[0])
+        how = "reaches" if outside == "error" else "lies wholly"
+        hint = "; boxes_outside=clip cuts them at the edge, if that is what they need" if outside == "error" else ""
         raise DataError(
-            f"{_where(rows.iloc[first])}: it reaches outside the image, which is {int(widths[first])} x "
-            f"{int(heights[first])} pixels ({int(over.sum())} such boxes); boxes must be in pixels of the original "
-            "image, not of a larger or resized one"
+            f"{_where(rows.iloc[first])}: it {how} outside the image, which is {int(widths[first])} x "
+            f"{int(heights[first])} pixels ({int(refused.sum())} such boxes); boxes must be in pixels of the original "
+            f"image, not of a larger or resized one{hint}"
         )
+    return int(over.sum())
 
 
 def _where(row: pd.Series) -> str:
@@ -344,29 +307,34 @@ def _covered_pixels(start: float, length: float, limit: int) -> tuple[int, int]:
     return min(max(first, 0), limit - 1), max(min(last, limit), 1)
 
 
-def _as_list(found: str | Sequence[str] | None) -> list[str]:
-    if found is None:
-        return []
-    return [found] if isinstance(found, str) else list(found)
-
-
 def _with_names(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     return table.assign(label=[names.get(label, label) for label in table["label"]])
 
 
 class _RenamedMasks:
-    """Masks under other label names; a name that several old ones share has their union."""
+    """Masks under other label names; a name that several old ones share has their union, boxes joining masks."""
 
-    def __init__(self, reader: MaskReader, names: dict[str, str], labels: tuple[str, ...]) -> None:
-        self.reader = reader
+    def __init__(self, annotations: Annotations, names: dict[str, str]) -> None:
+        self.annotations = annotations
+        self.names = names
         self.old_names: dict[str, list[str]] = {}
-        for label in labels:
+        for label in annotations.labels:
             self.old_names.setdefault(names.get(label, label), []).append(label)
 
     def __call__(self, sample_id: str, label: str) -> np.ndarray | None:
-        masks = [self.reader(sample_id, old) for old in self.old_names.get(label, [])]
-        present = [mask for mask in masks if mask is not None]
-        return np.logical_or.reduce(present) if present else None
+        reader = self.annotations.mask_reader
+        old_names = self.old_names.get(label, [])
+        masks = [None if reader is None else reader(sample_id, old) for old in old_names]
+        drawn = [mask for mask in masks if mask is not None]
+        if not drawn:
+            return None
+        boxed = [old for old, mask in zip(old_names, masks, strict=True) if mask is None]
+        height, width = drawn[0].shape
+        return np.logical_or.reduce(drawn + [self.annotations.region(sample_id, old, height, width) for old in boxed])
+
+    def of_annotator(self, annotator: str) -> MaskReader:
+        """Return the masks of one annotator."""
+        return _RenamedMasks(self.annotations.by_annotator(annotator), self.names)
 
 
 class _RenamedBoxes:

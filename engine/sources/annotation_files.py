@@ -1,30 +1,36 @@
-"""Boxes and masks of a data set from the files that its options name: a table of boxes, or COCO.
+"""Boxes and masks of a data set from the files that its options name: tables, COCO JSON or CVAT XML.
 
-Samples and file names come in; `Annotations` by sample id go out. A file may name images in any usual way.
+Samples and file names come in; `Annotations` by sample id go out. A file may name images in any usual way. Several
+files are several annotators', unless the files themselves say who drew what.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from engine.annotations import Annotations, MaskReader, read_box_table
+from engine.annotations import Annotations, MaskReader, Outside
 from engine.errors import UsageError
-from engine.remote_files import is_url, join, local_path
+from engine.remote_files import is_url, join, last_part, local_path
+from engine.sources.box_tables import read_box_table
 from engine.sources.coco import read_coco
-from engine.sources.schema import as_mapping
+from engine.sources.cvat import read_cvat
+from engine.sources.schema import as_choice, as_mapping, as_names
 
 
 def read_annotations(
     samples: pd.DataFrame,
     folder: str,
     *,
-    boxes: str | None,
+    boxes: str | Sequence[str] | None,
     boxes_columns: str | Mapping[str, str] | None,
-    coco: str | None,
+    coco: str | Sequence[str] | None,
     label_map: str | Mapping[str, str] | None,
+    boxes_outside: str = "error",
     aliases: Mapping[str, str] | None = None,
     sizes: Mapping[str, tuple[int, int]] | None = None,
     masks: MaskReader | None = None,
@@ -37,7 +43,7 @@ def read_annotations(
         With the columns id and uri.
     folder : str
         Where the files are looked for when they are not found from the working folder.
-    boxes, boxes_columns, coco, label_map
+    boxes, boxes_columns, coco, label_map, boxes_outside
         See `engine.sources.table.open_table`.
     aliases : mapping
         Further names of images, to sample ids.
@@ -51,21 +57,74 @@ def read_annotations(
     UsageError
         Both kinds of file, label_map without either, or no such file.
     DataError
-        See `read_box_table` and `read_coco`.
+        See `read_box_table`, `read_coco` and `read_cvat`.
     """
     renames = as_mapping("label_map", label_map)
     if boxes and coco:
-        raise UsageError("boxes come from boxes=TABLE or from coco=FILE, not from both")
+        raise UsageError("boxes come from boxes=FILE or from coco=FILE, not from both")
     if not boxes and not coco:
         if renames:
-            raise UsageError("label_map renames the labels of boxes, but neither boxes=TABLE nor coco=FILE is given")
+            raise UsageError("label_map renames the labels of boxes, but neither boxes=FILE nor coco=FILE is given")
         return Annotations.empty()
     ids = {**(aliases or {}), **image_names(samples)}
-    if coco:
-        return read_coco(beside(coco, folder), ids=ids).renamed(renames)
+    outside: Outside = "clip" if as_choice("boxes_outside", boxes_outside, ("error", "clip")) == "clip" else "error"
     columns = as_mapping("boxes_columns", boxes_columns)
-    read = read_box_table(beside(boxes or "", folder), columns, ids, sizes)
-    return Annotations(read.boxes, masks).renamed(renames)
+    read = []
+    for name in as_names(coco or boxes):
+        file = beside(name, folder)
+        kind = os.path.splitext(last_part(file))[1].lower()
+        if coco or kind == ".json":
+            found = read_coco(file, ids, outside)
+        elif kind == ".xml":
+            found = read_cvat(file, ids, outside)
+        else:
+            tabled = read_box_table(file, columns, ids, sizes, outside)
+            found = Annotations(tabled.boxes, masks, outside=outside)
+        read.append((last_part(file), found))
+    return joined(read).renamed(renames)
+
+
+def joined(read: Sequence[tuple[str, Annotations]]) -> Annotations:
+    """Return the annotations of several files as one; where a file names no annotator, it stands for one.
+
+    Parameters
+    ----------
+    read : sequence of (file's name, Annotations)
+    """
+    if len(read) == 1:
+        return read[0][1]
+    tables = []
+    for file, found in read:
+        boxes = found.boxes
+        tables.append(boxes.assign(annotator=boxes["annotator"].where(boxes["annotator"] != "", file)))
+    together = pd.concat(tables, ignore_index=True)
+    masks = _JoinedMasks(tuple(read)) if any(found.mask_reader is not None for _, found in read) else None
+    return Annotations(together, masks, outside=read[0][1].outside)
+
+
+@dataclass(frozen=True)
+class _JoinedMasks:
+    """The union of several files' masks; a file that only boxes a finding joins as its boxes' pixels."""
+
+    files: tuple[tuple[str, Annotations], ...]
+
+    def __call__(self, sample_id: str, label: str) -> np.ndarray | None:
+        readers = [each.mask_reader for _, each in self.files if each.mask_reader is not None]
+        masks = [mask for reader in readers if (mask := reader(sample_id, label)) is not None]
+        if not masks:
+            return None
+        boxed = [each.region(sample_id, label, *masks[0].shape) for _, each in self.files]
+        return np.logical_or.reduce(boxed)
+
+    def of_annotator(self, annotator: str) -> _JoinedMasks:
+        kept = []
+        for file, each in self.files:
+            named = set(each.boxes["annotator"])
+            if annotator in named:
+                kept.append((file, each.by_annotator(annotator)))
+            elif annotator == file and "" in named:
+                kept.append((file, each.by_annotator("")))
+        return _JoinedMasks(tuple(kept))
 
 
 def image_names(samples: pd.DataFrame) -> dict[str, str]:

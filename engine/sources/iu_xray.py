@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -73,10 +74,11 @@ def open_iu_xray(
     text: str = "findings+impression",
     layout: str | None = None,
     guess_views: bool | str = False,
-    boxes: str | None = None,
+    boxes: str | Sequence[str] | None = None,
     boxes_columns: str | dict[str, str] | None = None,
-    coco: str | None = None,
+    coco: str | Sequence[str] | None = None,
     label_map: str | dict[str, str] | None = None,
+    boxes_outside: str = "error",
     max_bytes: int | str = LARGEST_FILE,
     follow_links: bool | str = True,
 ) -> Dataset:
@@ -103,7 +105,7 @@ def open_iu_xray(
         Where the folder holds both; official by default.
     guess_views : bool
         Whether to take the view from an image's number where no table says it.
-    boxes, boxes_columns, coco, label_map
+    boxes, boxes_columns, coco, label_map, boxes_outside
         As for `open_table`; without them ``boxes.csv`` in the folder, where there is one. Masks that lie beside the
         boxes in ``masks/`` go with them (see `engine.sources.mask_files`).
     max_bytes, follow_links
@@ -153,6 +155,7 @@ def open_iu_xray(
         boxes_columns=boxes_columns,
         coco=coco,
         label_map=label_map,
+        boxes_outside=boxes_outside,
         aliases={kaggle_file_of(image): image for image in samples["id"]},
         masks=find_masks(root, files, samples["id"]),
     )

@@ -62,10 +62,11 @@ def open_table(
     label_names: str | Sequence[str] | None = None,
     separator: str = ";",
     keep: str | Mapping[str, Any] | None = None,
-    boxes: str | None = None,
+    boxes: str | Sequence[str] | None = None,
     boxes_columns: str | Mapping[str, str] | None = None,
-    coco: str | None = None,
+    coco: str | Sequence[str] | None = None,
     label_map: str | Mapping[str, str] | None = None,
+    boxes_outside: str = "error",
     size: str | Sequence[str] | None = None,
     max_bytes: int | str = LARGEST_FILE,
     follow_links: bool | str = True,
@@ -92,11 +93,15 @@ def open_table(
     keep : mapping of column to value or list of values
         Only rows that have it; ``keep=view:PA`` in a schema.
     boxes, coco : str
-        A table of boxes (see `read_box_table`) or a COCO file, as found from here or from the table's folder.
+        Boxes, masks or points: tables (see `read_box_table`, which knows the layouts of RSNA, VinDr-CXR and NIH), COCO
+        files (``.json``) or CVAT files (``.xml``), as found from here or from the table's folder. Several, with commas
+        between them, are several annotators'. `coco` says that a file of any name is COCO's.
     boxes_columns : mapping
         From image, label, x, y, width, height, source to the box table's columns.
     label_map : mapping
         Old to new names of the boxes' labels, such as ``{"Lung_Opacity": "Pneumonia"}``.
+    boxes_outside : {"error", "clip"}
+        What becomes of boxes that reach outside their image by more than a pixel; see `Annotations`.
     size : two str
         Columns of the images' width and height in pixels, to check boxes with; "width" and "height" where there are.
     max_bytes, follow_links
@@ -144,6 +149,7 @@ def open_table(
         boxes_columns=boxes_columns,
         coco=coco,
         label_map=label_map,
+        boxes_outside=boxes_outside,
         sizes=_sizes(samples, table, file, size) if boxes else None,
     )
     notes = () if chosen["group"] else ("no column of patients was named, so each sample is its own group",)

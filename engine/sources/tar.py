@@ -59,10 +59,11 @@ def open_tar(
     separator: str = ";",
     fields: str | Sequence[str] | None = None,
     keep: str | Mapping[str, Any] | None = None,
-    boxes: str | None = None,
+    boxes: str | Sequence[str] | None = None,
     boxes_columns: str | Mapping[str, str] | None = None,
-    coco: str | None = None,
+    coco: str | Sequence[str] | None = None,
     label_map: str | Mapping[str, str] | None = None,
+    boxes_outside: str = "error",
     max_bytes: int | str = LARGEST_FILE,
 ) -> Dataset:
     """Open tars of samples.
@@ -85,7 +86,7 @@ def open_tar(
         Between the names of a list.
     fields : list of str
         Fields of the ``.json`` members to keep, all by default; "" reads none.
-    keep, boxes, boxes_columns, coco, label_map
+    keep, boxes, boxes_columns, coco, label_map, boxes_outside
         See `open_table`; annotations name images by sample id.
     max_bytes : int
         Larger images become listed failures.
@@ -130,7 +131,13 @@ def open_tar(
         check_split(samples["group"], samples["split"])
     folder = parent(files[0]) if is_url(files[0]) else os.path.dirname(files[0])
     annotations = read_annotations(
-        samples, folder, boxes=boxes, boxes_columns=boxes_columns, coco=coco, label_map=label_map
+        samples,
+        folder,
+        boxes=boxes,
+        boxes_columns=boxes_columns,
+        coco=coco,
+        label_map=label_map,
+        boxes_outside=boxes_outside,
     )
     told = notes.sentences(bool(chosen["group"]))
     for note in told:

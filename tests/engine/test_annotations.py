@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.annotations import Annotations, read_box_table
+from engine.annotations import Annotations
 from engine.errors import DataError, UsageError
+from engine.sources.box_tables import read_box_table
 from tests.conftest import shared_data
 
 
@@ -185,3 +186,13 @@ def test_read_box_table__of_real_radiographs():
     assert len(annotations.boxes) == 169 and len(annotations.sample_ids()) == 106
     joined = annotations.renamed({"Lung_Opacity": "Pneumonia"})
     assert (joined.boxes["label"] == "Pneumonia").sum() == 29 + 136
+
+
+def test_renamed__joins_a_mask_of_one_name_with_the_boxes_of_another():
+    mask = np.zeros((6, 6), dtype=bool)
+    mask[0, 0] = True
+    rows = boxes(("a", "Pneumonia", 0, 0, 1, 1), ("a", "Lung_Opacity", 3, 3, 2, 2))
+    renamed = Annotations(rows, Masks({"Pneumonia": mask})).renamed({"Lung_Opacity": "Pneumonia"})
+    expected = mask.copy()
+    expected[3:5, 3:5] = True
+    np.testing.assert_array_equal(renamed.region("a", "Pneumonia", 6, 6), expected)

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.path import Path as Outline
 
 from engine.errors import DataError, UsageError
-from engine.sources.coco import decode_counts, polygon_mask, read_coco
+from engine.sources.coco import read_coco
+from engine.sources.segments import decode_counts, polygon_mask
 
 # pycocotools 2.0: mask.encode of this array.
 ENCODED = "021O0010O141MNO011OO01011NO0021OOO00023"
