@@ -1,8 +1,9 @@
 """What may be said of the study's three claims, by fixed rules.
 
-In come the tables of `analysis.claims`; out go sentences. Each claim's last sentence says whether it holds here: "holds"
-only where all that it says is shown (an interval on one side of zero), "holds in part" where some of it is, "does not
-hold" where none is, and never on fewer images than can be scored.
+In come the tables of `analysis.claims`; out go sentences. A claim "holds" only where every difference that it is about
+is shown in its favour (corrected for their number); it "does not hold" where none of those to the other settings is, or
+one is shown against it; else it "holds in part". Being above a trivial baseline alone holds nothing. Fewer images than
+can be scored say nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.baselines import PREVALENCE
 from analysis.claims import DISTINCT, LEAST_IMAGES, SubsetScores
 from analysis.sentences import TITLES, difference_sentence, figure
 from analysis.verdicts import FAMILY_TITLES
@@ -42,8 +44,8 @@ def over_prediction_sentences(counts: pd.DataFrame, setting: str, others: Sequen
     if own.empty:
         return []
     told = "; ".join(
-        f"{TITLES_OF_FAMILIES.get(str(row.family), str(row.family))}: {row.over} of {row.labels} labels more often than "
-        f"they occur, {row.under} less often, in all {_ratio(row)}"
+        f"{TITLES_OF_FAMILIES.get(str(row.family), str(row.family))}: {row.over} of {row.labels} labels more often "
+        f"than they occur, {row.under} less often, in all {_ratio(row)}"
         for row in own.itertuples()
     )
     holding = [TITLES_OF_FAMILIES.get(str(row.family), str(row.family)) for row in own.itertuples() if row.holds]
@@ -67,7 +69,9 @@ def over_prediction_sentences(counts: pd.DataFrame, setting: str, others: Sequen
     return sentences
 
 
-def subset_sentences(claim: str, found: SubsetScores, setting: str, subset: str, least: int = LEAST_IMAGES) -> list[str]:
+def subset_sentences(
+    claim: str, found: SubsetScores, setting: str, subset: str, least: int = LEAST_IMAGES
+) -> list[str]:
     """Return what the images with one or several findings say of a claim.
 
     Parameters
@@ -83,21 +87,27 @@ def subset_sentences(claim: str, found: SubsetScores, setting: str, subset: str,
     count = f"{found.images} test images with {subset}, {found.patients} patients"
     if found.table.empty:
         return [f"{claim}: cannot be tested here ({count}; at least {least} images of 2 patients are needed)."]
-    told, shown, asked = [], 0, 0
-    for row in found.differences[found.differences["setting"] == setting].to_dict("records"):
-        if row["metric"] not in SPOKEN:
-            continue
-        low, high = row["low"], row["high"]
-        asked += 1
-        shown += bool(math.isfinite(low) and low > 0 and row["p_holm"] < 0.05)
-        name = f"{setting}'s {TITLES[row['metric']]}"
-        told.append(difference_sentence(name, row["other"], row["difference"], low, high))
-    if not asked:
+    part = found.differences[(found.differences["setting"] == setting) & found.differences["metric"].isin(list(SPOKEN))]
+    if part.empty:
         return [f"{claim}: cannot be tested here, nothing stands beside {setting} ({count})."]
-    verdict = "holds" if shown == asked else "holds in part" if shown else "does not hold"
+    told = [
+        difference_sentence(
+            f"{setting}'s {TITLES[row['metric']]}", row["other"], row["difference"], row["low"], row["high"]
+        )
+        for row in part.to_dict("records")
+    ]
+    settings = part[part["other"] != PREVALENCE]
+    asked, shown = len(part), int((part["better"] == setting).sum())
+    against = int((settings["better"] == settings["other"]).sum())
+    if shown == asked:
+        verdict = "holds"
+    elif against or not (settings["better"] == setting).any():
+        verdict = "does not hold"
+    else:
+        verdict = "holds in part"
     sentences = [
-        f"{claim} ({count}): {verdict} here; {shown} of {asked} differences stand after Holm's correction. "
-        + " ".join(told)
+        f"{claim} ({count}): {verdict} here; {shown} of {asked} differences stand in its favour after Holm's "
+        f"correction, {against} against it. " + " ".join(told)
     ]
     return sentences + _null_sentences(found.table, setting, subset)
 

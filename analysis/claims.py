@@ -3,17 +3,19 @@
 In come truth, scores and decisions of the settings on test, and patients; out go tables, one figure a row, from which
 `analysis.claim_verdicts` draws its sentences.
 
-1. *Zero-shot over-predicts every label.* `over_prediction`: how often each label is said over how often it occurs, under
-   every family of thresholds. A label is over-predicted where the interval of (said rate - prevalence) lies above 0.
+1. *Zero-shot over-predicts every label.* `over_prediction`: how often each label is said over how often it occurs,
+   under every family of thresholds. A label is over-predicted where the interval of (said rate - prevalence) lies
+   above 0.
 2. *Fine-tuning improves distinct diseases.* `subset_scores` on images with one finding: do the finding's scores stand
    out there, from those of the other findings?
-3. *The linear probe finds overlapping features.* `subset_scores` on images with several findings: are all of them found?
+3. *The linear probe finds overlapping features.* `subset_scores` on images with several findings: are all of them
+   found?
 
 For 2 and 3 the label No Finding takes no part: what is asked is which findings an image has, among images that have
 some. LRAP says so image by image (with one finding it is the mean reciprocal rank), and rises with knowing how frequent
-findings are, which the prevalence ranking beside it shows; macro-AUROC compares the images of a label with the others of
-the subset, and does not. Each setting stands beside trivial baselines and beside the null of truth dealt out to other
-patients of the subset (`analysis.nulls`).
+findings are, which the prevalence ranking beside it shows; macro-AUROC compares the images of a label with the others
+of the subset, and does not. Each setting stands beside trivial baselines and beside the null of truth dealt out to
+other patients of the subset (`analysis.nulls`).
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ class SubsetScores(NamedTuple):
     ----------
     images, patients : int
     table : DataFrame
-        setting, metric, value, low, high, null, null_low, null_high, p: one row a setting (baselines among them, without
-        nulls) and metric. Empty where there are fewer than `LEAST_IMAGES` images, or fewer than two patients.
+        setting, metric, value, low, high, null, null_low, null_high, p: one row a setting (baselines among them,
+        without nulls) and metric. Empty where there are fewer than `LEAST_IMAGES` images, or fewer than two patients.
     differences : DataFrame
         As of `analysis.comparison.paired_differences`, of the pairs that the claim is about.
     """
@@ -196,7 +198,7 @@ def subset_scores(
     if len(rows) < LEAST_IMAGES or count < 2:
         return SubsetScores(len(rows), count, pd.DataFrame(), pd.DataFrame())
     columns = np.flatnonzero([name != nothing for name in label_names])
-    names = tuple(label_names[column] for column in columns)
+    names = tuple(name for name in label_names if name != nothing)
     part = truth[np.ix_(rows, columns)]
     kept = {
         name: Prediction(each.scores[np.ix_(rows, columns)], each.decisions[np.ix_(rows, columns)])

@@ -108,16 +108,19 @@ def repeat_sentences(
             sentences.append(
                 f"{TITLES.get(metric, metric)} over {count} repeats, mean and standard deviations: {'; '.join(told)}."
             )
-        for row in agreements[agreements["metric"] == metric].itertuples():
-            always = "in all" if row.better == row.repeats else f"in {row.better} of"
-            sentences.append(
-                f"{row.setting}'s {TITLES.get(metric, metric)} is better than that of {row.other} {always} "
-                f"{row.repeats} repeats (difference {figure(row.mean)}, {figure(row.lowest)} to {figure(row.highest)})."
-            )
+        pairs = [
+            f"{row.setting} better than {row.other} in {row.better} of {row.repeats} (difference {figure(row.mean)}, "
+            f"{figure(row.lowest)} to {figure(row.highest)})"
+            for row in agreements[agreements["metric"] == metric].itertuples()
+        ]
+        if pairs:
+            sentences.append(f"By {TITLES.get(metric, metric)} over repeats: {'; '.join(pairs)}.")
     return sentences
 
 
 def _check(rows: pd.DataFrame) -> None:
     missing = {"repeat", "setting", "metric", "value", "low", "high"} - set(rows.columns)
     if missing or rows.empty:
-        raise DataError(f"no repeats to compare: {len(rows)} rows, columns missing: {', '.join(sorted(missing)) or '-'}")
+        raise DataError(
+            f"no repeats to compare: {len(rows)} rows, columns missing: {', '.join(sorted(missing)) or '-'}"
+        )

@@ -125,8 +125,9 @@ def _over_prediction(
         f"claims-over-prediction-{protocol}",
         table,
         title="Over-prediction",
-        text="How often a label is said (rate; labels an image where no label is named), how often it is true, and their "
-        "ratio with its interval by patient, under every family of thresholds; trivial baselines by their own rule.",
+        text="How often a label is said (rate; labels an image where no label is named), how often it is true, and "
+        "their ratio with its interval by patient, under every family of thresholds; trivial baselines by their own "
+        "rule.",
         section=SECTION,
         protocol=protocol,
     )

@@ -89,13 +89,17 @@ def test_subset_scores__are_scikit_learns_on_findings_alone(case, subset):
     values = found.table.set_index(["setting", "metric"])
     for name, each in predictions.items():
         truth, scores = y[rows, :3], each.scores[rows, :3]
-        assert values.loc[(name, "lrap"), "value"] == pytest.approx(label_ranking_average_precision_score(truth, scores))
+        assert values.loc[(name, "lrap"), "value"] == pytest.approx(
+            label_ranking_average_precision_score(truth, scores)
+        )
         assert values.loc[(name, "auroc_macro"), "value"] == pytest.approx(roc_auc_score(truth, scores))
     lrap = values.loc[("Knows", "lrap")]
     assert lrap["null_high"] < lrap["low"] and lrap["p"] == pytest.approx(1 / 51)
-    assert values.loc[("Guesses", "auroc_macro"), "null_low"] < 0.5 < values.loc[("Guesses", "auroc_macro"), "null_high"]
+    assert (
+        values.loc[("Guesses", "auroc_macro"), "null_low"] < 0.5 < values.loc[("Guesses", "auroc_macro"), "null_high"]
+    )
     said = claim_verdicts.subset_sentences(claim_verdicts.CLAIM_2, found, "Knows", subset)
-    assert "holds here; 2 of 2 differences stand" in said[0] and f"{found.images} test images" in said[0]
+    assert "holds here; 2 of 2 differences stand in its favour" in said[0] and f"{found.images} test images" in said[0]
     swapped = claims.subset_scores(
         y, predictions, groups, [("Guesses", "Knows")], label_names=LABELS, subset=subset, nothing="No Finding",
         replicates=200, permutations=5,
