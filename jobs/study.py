@@ -337,7 +337,9 @@ def _soundness(
 ) -> None:
     """Test the study's claims, do it again from other seeds, and change its choices one at a time."""
     with record.step(f"claims ({protocol})") as step:
-        step.items = study_claims.write_claims(material, settings, protocol, record, config.replicates, config.seed)
+        step.items = study_claims.write_claims(
+            material, settings, protocol, record, config.replicates, config.permutations, config.seed
+        )
     if config.sensitivity:
         with record.step(f"sensitivity ({protocol})") as step:
             step.items = study_sensitivity.write_sensitivity(

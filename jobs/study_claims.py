@@ -30,7 +30,13 @@ NOTHING = "No Finding"
 
 
 def write_claims(
-    material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run, replicates: int, seed: int
+    material: Material,
+    settings: Sequence[Setting],
+    protocol: str,
+    run: runs.Run,
+    replicates: int,
+    permutations: int,
+    seed: int,
 ) -> int:
     """Test the three claims; return how many test images there were."""
     test, train = material.rows("test"), material.rows("train")
@@ -58,6 +64,7 @@ def write_claims(
             nothing=nothing_label(names),
             baselines=tuple(trivial),
             replicates=replicates,
+            permutations=permutations,
             seed=seed,
         )
         counts = {"images": found.images, "patients": found.patients}

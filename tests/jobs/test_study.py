@@ -19,7 +19,14 @@ from jobs import config as configs
 from jobs import study, study_analyses
 from tests import models
 
-SMALL = {"replicates": 100, "showcase.images": 1, "showcase.neighbours": 3, "finetune.epochs": 1}
+SMALL = {
+    "replicates": 100,
+    "permutations": 20,
+    "sensitivity": False,
+    "showcase.images": 1,
+    "showcase.neighbours": 3,
+    "finetune.epochs": 1,
+}
 
 
 def run_study(
@@ -38,7 +45,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Result, P
         "heatmaps.per_label": 2,
         "heatmaps.panels": 2,
         "seeds": 3,
-        "permutations": 20,
+        "sensitivity": True,
     }
     result = run_study("phantom:90?seed=3&enrich=0.1&size=96", model, folder / "run", folder / "cache", **overrides)
     return result, model, folder
