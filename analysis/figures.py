@@ -88,78 +88,7 @@ def interval_chart(rows: pd.DataFrame, metrics: Sequence[tuple[str, str]], colou
         for label in axes[0].get_yticklabels():
             label.set_color(INK)
 
-    return _svg(draw, 10.0, 0.75 + 0.27 * len(settings), "Values with 95 % intervals, one panel a metric")
-
-
-def precision_recall_grid(
-    truth: np.ndarray, scores: np.ndarray, settings: Sequence[str], labels: Sequence[str], colours: dict[str, str]
-) -> str:
-    """Draw a precision-recall curve of each label and setting; the dotted line is the label's prevalence.
-
-    Parameters
-    ----------
-    truth : ndarray, (n, L), 0/1
-    scores : ndarray of float, (S, n, L)
-    """
-    from sklearn.metrics import precision_recall_curve
-
-    shown = [column for column in range(len(labels)) if truth[:, column].any()]
-    columns = 5
-    lines = max(1, -(-len(shown) // columns))
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axis, column in zip(axes, shown, strict=False):
-            for position, setting in enumerate(settings):
-                precision, recall, _ = precision_recall_curve(truth[:, column], scores[position, :, column])
-                axis.step(recall, precision, where="post", color=colours[setting], linewidth=1.3)
-            axis.axhline(truth[:, column].mean(), color=FAINT, linewidth=0.9, linestyle=":")
-            axis.set_title(f"{labels[column]}\nn = {int(truth[:, column].sum())}", fontsize=8, loc="left")
-            axis.set(xlim=(0, 1), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        for axis in axes[len(shown) :]:
-            axis.set_visible(False)
-        figure.supxlabel("recall", fontsize=8, color=FAINT)
-        figure.supylabel("precision", fontsize=8, color=FAINT)
-
-    return _svg(draw, 10.0, 0.5 + 1.7 * lines, "Precision-recall curves by label and setting")
-
-
-def embedding_panels(points: pd.DataFrame, labels: Sequence[str]) -> str:
-    """Draw the two-dimensional map of each encoder's image embeddings, coloured by the first positive label.
-
-    Parameters
-    ----------
-    points : DataFrame
-        Columns setting, x, y, label. The five most frequent findings get a colour, other findings the sixth, and the
-        largest class is faint.
-    """
-    settings = list(dict.fromkeys(points["setting"]))
-    counts = points["label"].value_counts()
-    background = counts.index[0]
-    named = [label for label in counts.index if label != background][:5]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, len(settings), squeeze=False)[0]
-        for axis, setting in zip(axes, settings, strict=True):
-            part = points[points["setting"] == setting]
-            back = part[part["label"] == background]
-            axis.scatter(back["x"], back["y"], s=5, color=FAINT, alpha=0.35, linewidths=0, label=str(background))
-            other = part[~part["label"].isin([background, *named])]
-            for colour, label in zip(SERIES, named, strict=False):
-                group = part[part["label"] == label]
-                axis.scatter(group["x"], group["y"], s=11, color=colour, alpha=0.85, linewidths=0, label=str(label))
-            axis.scatter(
-                other["x"], other["y"], s=11, color=SERIES[5], alpha=0.85, linewidths=0, label="other findings"
-            )
-            axis.set_title(setting, loc="left")
-            axis.set(xticks=[], yticks=[])
-            axis.grid(visible=False)
-        handles, texts = axes[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
-
-    return _svg(
-        draw, min(10.0, 5.0 * len(settings)), 4.6, "Map of the image embeddings, coloured by first positive label"
-    )
+    return svg(draw, 10.0, 0.75 + 0.27 * len(settings), "Values with 95 % intervals, one panel a metric")
 
 
 def prediction_bars(rows: pd.DataFrame, labels: Sequence[str], settings: Sequence[str], colours: dict[str, str]) -> str:
@@ -197,7 +126,7 @@ def prediction_bars(rows: pd.DataFrame, labels: Sequence[str], settings: Sequenc
         axis.grid(axis="x", visible=False)
         axis.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.16))
 
-    return _svg(draw, 10.0, 3.6, "Predicted rate over prevalence by label; triangles: never predicted")
+    return svg(draw, 10.0, 3.6, "Predicted rate over prevalence by label; triangles: never predicted")
 
 
 def reliability_panels(
@@ -238,7 +167,7 @@ def reliability_panels(
             axis.set_xlabel("mean probability")
         axes[0].set_ylabel("share that is true")
 
-    return _svg(draw, 10.0, 3.2, "Reliability: probability against frequency, all labels")
+    return svg(draw, 10.0, 3.2, "Reliability: probability against frequency, all labels")
 
 
 def cost_bars(rows: pd.DataFrame) -> str:
@@ -265,10 +194,21 @@ def cost_bars(rows: pd.DataFrame) -> str:
         axis.set_xlabel("seconds")
         axis.margins(x=0.1)
 
-    return _svg(draw, 10.0, 0.6 + 0.27 * max(1, len(steps)), "Seconds of each step")
+    return svg(draw, 10.0, 0.6 + 0.27 * max(1, len(steps)), "Seconds of each step")
 
 
-def _svg(draw: Callable[[Figure], None], width: float, height: float, title: str) -> str:
+def svg(draw: Callable[[Figure], None], width: float, height: float, title: str) -> str:
+    """Return what a function draws as inline SVG in the page's colours, as wide as its place.
+
+    Parameters
+    ----------
+    draw : callable
+        Given a matplotlib figure to fill.
+    width, height : float
+        Inches of the drawing's own frame.
+    title : str
+        What it shows, for those who do not see it.
+    """
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)

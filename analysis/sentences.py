@@ -32,6 +32,26 @@ TITLES = {
     "over_prediction": "over-prediction",
 }
 COMPARED = ("lrap", "f1_macro", "exact_match", "coverage_error")
+# Words by which these rules, and those of `analysis.verdicts`, say that something does not hold or must be discounted.
+_CAUTIONS = (
+    "cannot be compared",
+    "is undefined",
+    "not above chance",
+    "below chance",
+    "say little",
+    "no more than they give",
+    "within their range",
+    "below them",
+    "has no positive of",
+    "depends on the threshold",
+    "are more than chance gives",
+    "was seen",
+    "count as misses",
+    "outside what the model sees",
+    "are not scored",
+    "is not measured",
+    "could not be read",
+)
 FEW_POSITIVES = 10
 
 
@@ -41,6 +61,23 @@ def figure(value: float, digits: int = 2) -> str:
         return "undefined"
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
+
+
+def is_caution(text: str) -> bool:
+    """Tell whether a sentence of these rules warns: something is not shown, or is shown to be worse, or cannot be told.
+
+    Parameters
+    ----------
+    text : str
+        A sentence of this module or of `analysis.verdicts`.
+    """
+    if any(words in text for words in _CAUTIONS):
+        return True
+    # "is below that of": bad news of a score, good news of an error.
+    lower = any(TITLES[metric] in text.partition(" is ")[0] for metric in LOWER_IS_BETTER if metric in TITLES)
+    return "is not above that of" in text or "is not below that of" in text or (
+        "is above that of" in text if lower else "is below that of" in text
+    )
 
 
 def difference_sentence(

@@ -86,7 +86,7 @@ def write_thresholds(
     )
     run.record_all(_rows(table, "threshold", protocol))
     said = verdicts.threshold_sentences(threshold_families.conclusions(table)) if len(settings) > 1 else []
-    run.record_all(sentence_rows("thresholds", said))
+    run.record_all(sentence_rows("thresholds", said, protocol))
 
 
 def write_subgroups(
@@ -124,7 +124,7 @@ def write_subgroups(
             continue  # metrics count findings, so gaps between few and many are there by definition
         gaps = found.gaps(SUBGROUP_METRICS).rename(columns={"gap": "value"})
         run.record_all(_rows(gaps, "gap", protocol, column=name))
-        run.record_all(sentence_rows("subgroups", verdicts.gap_sentences(name, gaps, found.counts)))
+        run.record_all(sentence_rows("subgroups", verdicts.gap_sentences(name, gaps, found.counts), protocol))
     return len(columns)
 
 
@@ -137,7 +137,7 @@ def write_space(
     classes = distances.first_positive(truth)
     if len(np.unique(classes[classes >= 0])) < 2:
         text = "The shape of the space is not measured: fewer than two classes have test samples."
-        run.record_all(sentence_rows("space", [text]))
+        run.record_all(sentence_rows("space", [text], protocol))
         return 0
     options: dict[str, Any] = {
         "label_names": names,

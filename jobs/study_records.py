@@ -6,24 +6,19 @@ Comes in: bootstraps, distances, localization tables. Goes out: dicts with ``kin
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis.bootstrap import Bootstrap
-from analysis.nulls import Nulls
+from analysis.sentences import best_of
 
 Row = dict[str, Any]
 
-# The same whoever the truth is dealt to.
-WITHOUT_NULL = frozenset({"prevalence", "predicted_rate", "positives", "over_prediction"})
 
-
-def metric_rows(
-    bootstrap: Bootstrap, protocol: str, baselines: Collection[str], nulls: Nulls | None = None, split: str = "test"
-) -> list[Row]:
-    """Return one row a setting, metric and label, with intervals and nulls.
+def metric_rows(bootstrap: Bootstrap, protocol: str, baselines: Collection[str], split: str = "test") -> list[Row]:
+    """Return one row a setting, metric and label, with intervals.
 
     Parameters
     ----------
@@ -32,18 +27,11 @@ def metric_rows(
         "sound" or "paper".
     baselines : collection of str
         Which of its settings are trivial baselines.
-    nulls : Nulls, optional
-        Of the other settings: null, null_low, null_high and p of their rows.
     split : str
         Where the metrics were taken.
     """
     rows = []
     for row in bootstrap.table().to_dict("records"):
-        label = row["label"] if isinstance(row["label"], str) else None
-        beside: Row = {}
-        if nulls is not None and row["setting"] in nulls.settings and row["metric"] not in WITHOUT_NULL:
-            null = nulls.null(row["setting"], row["metric"], label)
-            beside = {"null": null.value, "null_low": null.low, "null_high": null.high, "p": null.p}
         rows.append(
             {
                 "kind": "metric",
@@ -52,12 +40,11 @@ def metric_rows(
                 "baseline": row["setting"] in baselines,
                 "split": split,
                 "metric": row["metric"],
-                "label": label,
+                "label": row["label"] if isinstance(row["label"], str) else None,
                 "value": number(row["value"]),
                 "low": number(row["low"]),
                 "high": number(row["high"]),
                 "n": row["n"],
-                **{name: number(value) for name, value in beside.items()},
             }
         )
     return rows
@@ -121,9 +108,35 @@ def reference_rows(table: pd.DataFrame, source: str) -> list[Row]:
     ]
 
 
-def sentence_rows(section: str, sentences: Collection[str]) -> list[Row]:
-    """Return sentences drawn from the numbers, under their section of the report."""
-    return [{"kind": "sentence", "section": section, "text": text} for text in sentences]
+def margin_rows(
+    bootstrap: Bootstrap, settings: Sequence[str], baselines: Sequence[str], metrics: Sequence[str], protocol: str
+) -> list[Row]:
+    """Return each setting's paired difference to the best trivial baseline of each metric, as result lines.
+
+    Parameters
+    ----------
+    bootstrap : Bootstrap
+        With the settings and the baselines.
+    settings, baselines, metrics : sequence of str
+        Names in it; overall metrics.
+    protocol : str
+    """
+    rows = []
+    for setting in settings:
+        for metric in metrics:
+            best = best_of(bootstrap, baselines, metric)
+            found = bootstrap.difference(setting, best, metric)
+            rows.append(
+                {"kind": "margin", "protocol": protocol, "split": "test", "setting": setting, "other": best,
+                 "metric": metric, "value": number(found.value), "low": number(found.low), "high": number(found.high)}
+            )  # fmt: skip
+    return rows
+
+
+def sentence_rows(section: str, sentences: Collection[str], protocol: str | None = None) -> list[Row]:
+    """Return sentences drawn from the numbers, under their section of the report (of one protocol, where given)."""
+    of_protocol = {"protocol": protocol} if protocol else {}
+    return [{"kind": "sentence", "section": section, **of_protocol, "text": text} for text in sentences]
 
 
 def number(value: float | None) -> float | None:

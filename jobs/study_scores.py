@@ -13,56 +13,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import (
-    baselines,
-    comparison,
-    distances,
-    figures_beside,
-    nulls,
-    paper,
-    run_record,
-    sentences,
-    verdicts,
-)
+from analysis import baselines, comparison, distances, paper, run_record, sentences, verdicts
 from analysis.bootstrap import bootstrap_metrics
 from analysis.metrics import Prediction
 from jobs import runs
-from jobs.run_tables import write_table
-from jobs.study_records import difference_rows, metric_rows, minutes_row, number, reference_rows, sentence_rows
+from jobs.study_records import (
+    difference_rows,
+    margin_rows,
+    metric_rows,
+    minutes_row,
+    number,
+    reference_rows,
+    sentence_rows,
+)
 from jobs.study_settings import Material, Setting
 
 PERMUTATIONS = 200
-BESIDE = (
-    "f1_macro",
-    "f1_micro",
-    "exact_match",
-    "lrap",
-    "coverage_error",
-    "map",
-    "auroc_macro",
-    "auroc_micro",
-    "hamming",
-    "ranking_loss",
-    "brier",
-    "ece",
-)
+MARGINS = ("lrap", "f1_macro", "exact_match", "coverage_error", "map", "auroc_macro")
 COMPARED = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro")
 
 
 def write_metrics(
-    material: Material,
-    settings: Sequence[Setting],
-    protocol: str,
-    run: runs.Run,
-    replicates: int,
-    seed: int,
-    permutations: int = 0,
+    material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run, replicates: int, seed: int
 ) -> int:
-    """Score the settings and the trivial baselines on the test split; return how many samples that were.
-
-    Every figure of a setting has its interval by patient and, with permutations, its null (truth dealt to other
-    patients) in its own line; ``tables/figures-<protocol>.csv`` has the best trivial baseline beside them.
-    """
+    """Score the settings and the trivial baselines on the test split; return how many samples that were."""
     test = material.rows("test")
     truth = material.y[test]
     trivial = baselines.trivial_baselines(material.y[material.rows("train")], len(test), seed)
@@ -71,42 +45,19 @@ def write_metrics(
     bootstrap = bootstrap_metrics(
         truth, predictions, material.dataset.groups[test], label_names=names, replicates=replicates, seed=seed
     )
-    learnt = {setting.name: predictions[setting.name] for setting in settings}
-    found = (
-        nulls.permuted_metrics(
-            truth,
-            learnt,
-            material.dataset.groups[test],
-            label_names=names,
-            permutations=permutations,
-            seed=seed,
-        )
-        if permutations
-        else None
-    )
-    run.record_all(metric_rows(bootstrap, protocol, set(trivial), found))
-    if found is not None:
-        write_table(
-            run,
-            f"figures-{protocol}",
-            figures_beside.beside_baselines(bootstrap, found, tuple(trivial), BESIDE),
-            title="Every figure beside its baseline and its null",
-            text="Each figure with its interval by patient; the best trivial baseline in that metric and the paired "
-            "difference to it; what truth dealt to other patients gives (null) and the share of permutations that are "
-            "as good (p).",
-            section="figures",
-            protocol=protocol,
-        )
+    run.record_all(metric_rows(bootstrap, protocol, set(trivial)))
+    names_of = [setting.name for setting in settings]
+    run.record_all(margin_rows(bootstrap, names_of, tuple(trivial), MARGINS, protocol))
     run.record_all([minutes_row(protocol, setting.name, setting.seconds) for setting in settings])
     pairs = [(later.name, setting.name) for place, setting in enumerate(settings) for later in settings[place + 1 :]]
     differences = comparison.paired_differences(bootstrap, COMPARED, pairs=pairs) if pairs else pd.DataFrame()
     run.record_all(difference_rows(differences, protocol))
-    run.record_all(sentence_rows("differences", verdicts.difference_sentences(differences)))
+    run.record_all(sentence_rows("differences", verdicts.difference_sentences(differences), protocol))
     if protocol == "paper":
         run.record_all(_cut_rows(truth, settings, test))
     drawn = sentences.classification_sentences(bootstrap, [setting.name for setting in settings], tuple(trivial))
     prefix = f"protocol {protocol}: " if protocol == "paper" else ""
-    run.record_all(sentence_rows("classification", [prefix + text for text in drawn]))
+    run.record_all(sentence_rows("classification", [prefix + text for text in drawn], protocol))
     return len(test)
 
 
@@ -135,7 +86,7 @@ def write_distances(
         if any(setting.features is earlier.features for earlier in settings[:place]):
             continue  # the probe's embeddings are zero-shot's: the same numbers once
         text = sentences.null_sentence(f"{setting.name}'s inter/intra ratio", measured.ratio, null, measured.singletons)
-        run.record_all(sentence_rows("distances", [text]))
+        run.record_all(sentence_rows("distances", [text], protocol))
         pairs += [
             pd.DataFrame(
                 {

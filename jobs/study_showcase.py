@@ -69,6 +69,8 @@ def write_retrieval(
                 continue
             hits.append(_hit(dataset, row, float(score), query["wanted"], run))
         shown = {name: value for name, value in query.items() if name not in ("wanted", "row")}
+        if "row" in query:
+            shown["thumbnail"] = _thumbnail(dataset, query["row"], run)
         queries.append({"query": shown, "hits": hits})
     run.path("retrieval.json").write_text(json.dumps(queries, ensure_ascii=False))
 
@@ -107,17 +109,21 @@ def _images_to_ask(dataset: Dataset, section: ShowcaseSection) -> np.ndarray:
 
 def _hit(dataset: Dataset, row: int, score: float, wanted: set[int], run: runs.Run) -> dict[str, Any]:
     labels = np.flatnonzero(dataset.labels[row])
-    sample = str(dataset.ids[row])
-    file = f"thumbnails/{short_hash(sample, 12)}.jpg"
+    return {
+        "id": str(dataset.ids[row]),
+        "score": score,
+        "labels": [dataset.label_names[column] for column in labels],
+        "match": bool(wanted & set(labels.tolist())),
+        "thumbnail": _thumbnail(dataset, row, run),
+    }
+
+
+def _thumbnail(dataset: Dataset, row: int, run: runs.Run) -> str:
+    """Write a sample's small picture unless it is there, and return its place in the run folder."""
+    file = f"thumbnails/{short_hash(str(dataset.ids[row]), 12)}.jpg"
     path = run.path(file)
     if not path.is_file():
         image = read_image(dataset, row).convert("L")
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         image.save(path, quality=82)
-    return {
-        "id": sample,
-        "score": score,
-        "labels": [dataset.label_names[column] for column in labels],
-        "match": bool(wanted & set(labels.tolist())),
-        "thumbnail": file,
-    }
+    return file

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import run_record
+from analysis import figures, run_record
+from analysis.report.blocks import Code, Details, Drawing, Facts, Heading, Section, Sentences
 from analysis.report.tables import Cell, Row, Table, number
 
 
@@ -74,11 +75,45 @@ def cost_table(costs: pd.DataFrame) -> Table:
     )
 
 
-def failure_table(failures: pd.DataFrame) -> Table:
-    """Return the samples that failed, the first 200 of them."""
+def cost_section(record: run_record.RunRecord) -> Section:
+    """Return what each step took."""
+    costs = record.rows("cost")
+    chart = Drawing(figures.cost_bars(costs)) if len(costs) else None
+    table = cost_table(costs) if len(costs) else None
+    return Section("cost", "Time and size", "Account", "", [chart, table])
+
+
+def failure_table(failures: pd.DataFrame) -> Table | None:
+    """Return the samples that failed; None where none did."""
+    if failures.empty:
+        return None
     columns = [column for column in ("id", "uri", "what", "reason") if column in failures]
-    rows = [Row([Cell(str(value)) for value in line]) for line in failures[columns].head(200).itertuples(index=False)]
-    return Table(columns, rows, f"{len(failures)} failures, the first 200 shown; all of them in failures.csv.")
+    rows = [Row([Cell(str(value)) for value in line]) for line in failures[columns].itertuples(index=False)]
+    return Table(columns, rows, f"{len(failures):,} samples failed.", "failures.csv", private=True, prose=True)
+
+
+def provenance_section(record: run_record.RunRecord) -> Section:
+    """Return where everything came from, and how to do it again."""
+    provenance, failures = record.provenance, record.failures
+    command = provenance.get("command", "")
+    count = len(failures)
+    none = "No sample failed."
+    some = f"{count:,} {'sample' if count == 1 else 'samples'} failed; everything else is done."
+    return Section(
+        "provenance",
+        "Provenance",
+        "Account",
+        "",
+        [
+            Facts(provenance_lines(provenance)),
+            Heading("Samples that failed"),
+            Sentences([some if count else none]),
+            failure_table(failures),
+            Heading("To repeat this run"),
+            Code(command) if command else None,
+            Details("Resolved configuration", [Code(record.config_text)] if record.config_text else []),
+        ],
+    )
 
 
 def provenance_lines(provenance: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,35 +1,44 @@
-"""One self-contained HTML page from a run folder.
+"""One self-contained HTML page from a run folder, and beside it Markdown, LaTeX and the CSV of each table.
 
-Comes in: `analysis.run_record.RunRecord`. Goes out: ``report.html`` (pictures embedded, nothing fetched) and the CSV
-beside each table. Numbers are only laid out here; none is computed that the run did not record.
+Comes in: `analysis.run_record.RunRecord`. Goes out: ``report.html`` (pictures embedded, nothing fetched),
+``report.md``, ``tables/*.csv`` and ``tables/settings-*.tex``. Numbers are only laid out here; none is computed that the
+run did not record. A shareable page leaves out whatever shows or names single patients (`analysis.report.sharing`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from analysis import figures, run_record
-from analysis.report import questions
-from analysis.report.account import cost_table, facts, failure_table, provenance_lines
-from analysis.report.pictures import case_view, query_view
-from analysis.report.plain import plain_tables, told_beside_tables
-from analysis.report.protocol import protocol_view
-from analysis.report.tables import Table
+from analysis.report import latex, markdown, meaning, plain, point_map, questions, sharing, summary, theme
+from analysis.report.account import cost_section, facts, provenance_section
+from analysis.report.blocks import Cases, Neighbours, Note, Section, Sentences, all_tables, tidy
+from analysis.report.pictures import MOST_CASES, MOST_QUERIES, case_view, query_view
+from analysis.report.protocol import protocol_sections
 
-BESIDE_THEIR_TABLES = ("distances", "heatmaps", "thresholds", "subgroups", "differences", "space")
+PAGE, TEXT = "report.html", "report.md"
+HOW_TO_READ_PANELS = (
+    "Outlined: the annotated region; ring: the map's peak, which hits where it lies in the region or within the "
+    "pointing game's tolerance of it. Hatched: outside what the model sees. Chosen by a seed, not by their looks."
+)
 
 
-def render_report(folder: str | Path) -> Path:
-    """Write ``report.html`` and ``tables/*.csv`` into a run folder from its results alone.
+def render_report(folder: str | Path, *, shareable: bool = False, out: str | Path | None = None) -> Path:
+    """Write the report of a run from its results alone.
 
     Parameters
     ----------
     folder : path
         A run folder with results.jsonl, provenance.json and, where the steps ran, scores.npz, embedding_map.csv,
         retrieval.json, heatmaps.json, failures.csv.
+    shareable : bool
+        Leave out images, texts, sample ids and paths.
+    out : path, optional
+        Folder to write to; the run's own unless given, and ``shareable`` in it for a shareable report.
 
     Returns
     -------
@@ -38,83 +47,92 @@ def render_report(folder: str | Path) -> Path:
     Raises
     ------
     engine.errors.UsageError, engine.errors.DataError
-        If the folder is no run or a file in it is broken.
+        If the folder is no run or a file in it is broken; if a shareable page would still name a sample.
     """
     record = run_record.read_run(folder)
+    place = Path(out) if out is not None else record.folder / "shareable" if shareable else record.folder
+    shown = sharing.without_patients(record) if shareable else record
+    sections = report_sections(shown, shareable)
+    view = page_view(shown, sections, shareable)
+    texts = {PAGE: render("report.html.j2", view), TEXT: markdown.write_markdown(view["title"], view, sections)}
+    texts |= latex.setting_tables(shown)
+    tables = {
+        table.csv: sharing.shared_frame(table.frame) if shareable else table.frame
+        for section in sections
+        for table in all_tables(section.blocks)
+        if table.csv and not table.frame.empty
+    }
+    if shareable:
+        sharing.check(record, [*texts.values(), *(frame.to_csv(index=False) for frame in tables.values())])
+    (place / "tables").mkdir(parents=True, exist_ok=True)
+    for name, frame in tables.items():
+        frame.to_csv(place / name, index=False)
+    for name, text in texts.items():
+        (place / name).write_text(text, encoding="utf-8")
+    return place / PAGE
+
+
+def render(template: str, view: dict[str, Any]) -> str:
+    """Return a page from its template, with the colours of `theme`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis", "templates"),
         autoescape=True,
         trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    view = page_view(record)
-    tables = record.folder / "tables"
-    tables.mkdir(exist_ok=True)
-    for table in _tables_of(view):
-        if table.csv and not table.frame.empty:
-            table.frame.to_csv(record.folder / table.csv, index=False)
-    page = record.folder / "report.html"
-    page.write_text(environment.get_template("report.html.j2").render(view), encoding="utf-8")
-    return page
+    return environment.get_template(template).render({**view, "theme": theme})
 
 
-def _tables_of(view: dict[str, Any]) -> list[Table]:
-    found = [value for value in view.values() if isinstance(value, Table)]
-    for part in view["protocols"]:
-        found += [value for value in part.values() if isinstance(value, Table)]
-    return found
-
-
-def page_view(record: run_record.RunRecord) -> dict[str, Any]:
-    """Return everything that the template shows, by the template's names."""
+def report_sections(record: run_record.RunRecord, shareable: bool = False) -> list[Section]:
+    """Return the sections of a run's page in reading order; those without content are left out."""
     colours = setting_colours(record)
+    sections: list[Section | None] = [meaning.meaning_section(record)]
+    announced = plain.plain_sections(record)
+    sections += announced.pop("first", [])
+    for place, protocol in enumerate(sorted(record.protocols, key=lambda name: name != "sound")):
+        sections += protocol_sections(record, protocol, colours, first=place == 0)
+    sections += [_panels(record, shareable), _neighbours(record, shareable), _map(record, shareable)]
+    sections += announced.pop("questions", [])
+    sections.append(
+        Section(
+            "split",
+            "The split",
+            "Data and model",
+            "",
+            [questions.split_table(record.rows("split")), _said(record, "data")],
+        )
+    )
+    sections += announced.pop("data", [])
+    sections.append(cost_section(record))
+    sections += announced.pop("account", [])
+    sections.append(provenance_section(record))
+    return tidy(sections, shareable)
+
+
+def page_view(record: run_record.RunRecord, sections: Sequence[Section], shareable: bool) -> dict[str, Any]:
+    """Return everything that the template shows, by the template's names."""
     provenance = record.provenance
-    protocols = [protocol_view(record, name, colours) for name in record.protocols]
-    cases = [case_view(record, case) for case in record.heatmaps]
-    costs = record.rows("cost")
-    plain = plain_tables(record)
-    beside = told_beside_tables(record).union(BESIDE_THEIR_TABLES)
-    sections = [("summary", "Summary")]
-    for part in protocols:
-        suffix = f" ({part['name']})" if len(protocols) > 1 else ""
-        sections += [(f"settings-{part['name']}", "Settings" + suffix), (f"labels-{part['name']}", "Labels" + suffix)]
-        for name, title in (("thresholds", "Thresholds"), ("subgroups", "Subgroups"), ("distances", "Distances")):
-            sections += [(f"{name}-{part['name']}", title + suffix)] if part[name] else []
-        for name, title in (("space", "Space"), ("search", "Search")):
-            sections += [(f"{name}-{part['name']}", title + suffix)] if part[name] else []
-        sections += [(f"heatmaps-{part['name']}", "Heatmaps" + suffix)] if part["localization"] else []
-    sections += [("panels", "Panels")] if cases else []
-    sections += [("retrieval", "Neighbours")] if record.retrieval else []
-    sections += [("map", "Map")] if len(record.embedding_map) else []
-    sections += [("split", "Split")] if len(record.rows("split")) else []
-    sections += [("tables", "Further tables")] if plain else []
-    sections += [("cost", "Cost"), ("provenance", "Provenance")]
-    headline = [str(text) for text in record.rows("sentence")["text"] if text]
     return {
         "title": provenance.get("title") or "Study report",
         "subtitle": provenance.get("subtitle", ""),
         "facts": facts(record),
-        "sections": sections if headline else sections[1:],
-        "headline": [
-            str(row.text) for row in record.rows("sentence").itertuples() if row.section not in beside
-        ],
-        "split": questions.split_table(record.rows("split")),
-        "protocols": protocols,
-        "cases": cases,
-        "retrieval": [query_view(record, query) for query in record.retrieval],
-        "embedding": figures.embedding_panels(record.embedding_map, record.label_names)
-        if len(record.embedding_map)
-        else "",
-        "embedding_note": provenance.get("embedding_map", "Two-dimensional map of the image embeddings."),
-        "plain": plain,
-        "cost": cost_table(costs),
-        "cost_chart": figures.cost_bars(costs) if len(costs) else "",
-        "failures": failure_table(record.failures) if len(record.failures) else None,
-        "provenance": provenance_lines(provenance),
-        "command": provenance.get("command", ""),
-        "config": record.config_text,
+        "summary": summary.summary_view(record, setting_colours(record)),
+        "sections": list(sections),
+        "contents": contents(sections),
+        "shareable": shareable,
         "version": provenance.get("versions", {}).get("fluoroscope", ""),
     }
+
+
+def contents(sections: Sequence[Section]) -> list[tuple[str, list[Section]]]:
+    """Return the table of contents: sections under their groups, neighbours of one group together."""
+    grouped: list[tuple[str, list[Section]]] = []
+    for section in sections:
+        if not grouped or grouped[-1][0] != section.group:
+            grouped.append((section.group, []))
+        grouped[-1][1].append(section)
+    return grouped
 
 
 def setting_colours(record: run_record.RunRecord) -> dict[str, str]:
@@ -128,3 +146,37 @@ def setting_colours(record: run_record.RunRecord) -> dict[str, str]:
                 figures.FAINT if row.baseline is True else figures.SERIES[learnt % len(figures.SERIES)]
             )
     return colours
+
+
+def _said(record: run_record.RunRecord, section: str) -> Sentences:
+    rows = record.rows("sentence")
+    return Sentences(list(dict.fromkeys(rows.loc[rows["section"] == section, "text"])))
+
+
+def _panels(record: run_record.RunRecord, shareable: bool) -> Section | None:
+    if not record.heatmaps or shareable:
+        return None
+    cases = [case_view(record, case) for case in record.heatmaps[:MOST_CASES]]
+    blocks: list[Any] = [Cases(cases)]
+    if len(cases) < len(record.heatmaps):
+        blocks.append(Note(f"{len(cases)} of {len(record.heatmaps)} findings; the pictures of all lie in heatmaps/."))
+    return Section("panels", "Heatmap panels", "Look", HOW_TO_READ_PANELS, blocks)
+
+
+def _neighbours(record: run_record.RunRecord, shareable: bool) -> Section | None:
+    if not record.retrieval or shareable:
+        return None
+    queries = [query_view(record, query) for query in record.retrieval[:MOST_QUERIES]]
+    blocks: list[Any] = [Neighbours(queries)]
+    if len(queries) < len(record.retrieval):
+        blocks.append(Note(f"{len(queries)} of {len(record.retrieval)} queries; all of them stand in retrieval.json."))
+    lead = "✓ and green: the neighbour shares a label with what was asked. ✗ and red: it does not."
+    return Section("neighbours", "Nearest neighbours", "Look", lead, blocks)
+
+
+def _map(record: run_record.RunRecord, shareable: bool) -> Section | None:
+    drawn = point_map.point_map(record.embedding_map, record.label_names, shareable)
+    if drawn is None:
+        return None
+    note = record.provenance.get("embedding_map", "Two-dimensional map of the image embeddings.")
+    return Section("map", "Map of the embeddings", "Look", f"{note} Coloured by first positive label.", [drawn])

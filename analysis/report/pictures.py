@@ -12,6 +12,10 @@ from typing import Any
 
 from analysis import run_record
 
+# A picture is embedded in the page, some 100 kB each: more of them and it opens slowly.
+MOST_CASES = 24
+MOST_QUERIES = 12
+
 
 def case_view(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, Any]:
     """Return a heatmap case: its title, and picture, caption and alt text of each panel."""
@@ -66,7 +70,15 @@ def query_view(record: run_record.RunRecord, query: dict[str, Any]) -> dict[str,
                 "style": "yes" if hit["match"] else "no",
             }
         )
-    return {"title": title, "hits": hits}
+    labels = ", ".join(asked.get("labels", [])) or "no label"
+    return {
+        "title": title,
+        "hits": hits,
+        "right": sum(hit["style"] == "yes" for hit in hits),
+        "image": picture(record.folder, asked["thumbnail"]) if asked.get("thumbnail") else "",
+        "labels": labels,
+        "alt": f"The image asked with, {asked.get('id', '')}: {labels}",
+    }
 
 
 def picture(folder: Path, relative: str) -> str:

@@ -1,20 +1,69 @@
-"""Tables that a run announces (kind "table") shown as they are: no table of a run is invisible.
+"""Tables that a run announces (kind "table"), each with a place in the page: no table of a run is invisible.
 
 Comes in: a `RunRecord`. Goes out: for each announced table its title, what it holds, its rows and the sentences of its
-section. A table that the page lays out by itself is left out by its name (`LAID_OUT`).
+section; and whole sections of them. A table that the page lays out by itself is left out by its name (`LAID_OUT`). A
+section that is not known here stands under "Further questions", so a new question needs no change here.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from analysis import run_record
+from analysis.report.blocks import Heading, Section, Sentences
+from analysis.report.sharing import is_private
 from analysis.report.tables import Cell, Row, Table, number
 
 LAID_OUT: frozenset[str] = frozenset()
-MOST_ROWS = 400
+# Sections of a protocol, which show the tables announced for them at their own end.
+OF_A_PROTOCOL = (
+    "settings",
+    "differences",
+    "labels",
+    "thresholds",
+    "subgroups",
+    "distances",
+    "space",
+    "search",
+    "heatmaps",
+)
+LONG_TEXT = 40
+
+
+class Place(NamedTuple):
+    """Where a section of announced tables stands: part of the page, group and title."""
+
+    part: str
+    group: str
+    title: str
+    lead: str = ""
+
+
+PLACES = {
+    "claims": Place("first", "", "The study's claims", "Each claim has a test of its own, with its interval."),
+    "seeds": Place(
+        "first",
+        "",
+        "Over seeds and splits",
+        "How far the figures move when split and training are drawn again, beside the interval within one split.",
+    ),
+    "sensitivity": Place(
+        "first",
+        "",
+        "When a choice changes",
+        "Thresholds, prompts, normalisation and label source, each changed alone.",
+    ),
+    "annotations": Place("questions", "Look", "Annotations"),
+    "data": Place("data", "Data and model", "The data"),
+    "data_card": Place("data", "Data and model", "Data card"),
+    "label_sources": Place("data", "Data and model", "Label sources"),
+    "model_card": Place("data", "Data and model", "Model card"),
+    "model": Place("data", "Data and model", "The model"),
+    "cost": Place("account", "Account", "What each step cost"),
+}
 
 
 def plain_tables(record: run_record.RunRecord) -> list[dict[str, Any]]:
@@ -34,10 +83,47 @@ def plain_tables(record: run_record.RunRecord) -> list[dict[str, Any]]:
         section = str(line.section)
         said = [] if section in told else list(sentences.loc[sentences["section"] == section, "text"])
         told.add(section)
-        suffix = f" (protocol {line.protocol})" if isinstance(line.protocol, str) else ""
+        protocol = line.protocol if isinstance(line.protocol, str) else ""
+        suffix = f" (protocol {protocol})" if protocol else ""
         table = _table(record.table(str(line.source)), str(line.text), str(line.source))
-        found.append({"title": f"{line.title}{suffix}", "table": table, "sentences": said})
+        found.append(
+            {
+                "title": f"{line.title}{suffix}",
+                "table": table,
+                "sentences": list(dict.fromkeys(said)),
+                "section": section,
+                "protocol": protocol,
+            }
+        )
     return found
+
+
+def plain_sections(record: run_record.RunRecord) -> dict[str, list[Section]]:
+    """Return the announced tables as sections, by part of the page ("first", "questions", "data", "account").
+
+    Those of a protocol's own section are left to it (`blocks_of`).
+    """
+    shown = [part for part in plain_tables(record) if part["section"] not in OF_A_PROTOCOL]
+    parts: dict[str, list[Section]] = {}
+    for name in dict.fromkeys(part["section"] for part in shown):
+        place = _place(name)
+        blocks: list[Any] = []
+        for part in shown:
+            if part["section"] == name:
+                blocks += [Sentences(part["sentences"]), Heading(part["title"]), part["table"]]
+        anchor = "told-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
+        parts.setdefault(place.part, []).append(Section(anchor, place.title, place.group, place.lead, blocks))
+    return parts
+
+
+def blocks_of(record: run_record.RunRecord, section: str, protocol: str, first: bool) -> list[Any]:
+    """Return the announced tables of a protocol's section; those of no protocol go to the ``first`` one shown."""
+    blocks: list[Any] = []
+    for part in plain_tables(record):
+        if part["section"] == section and (part["protocol"] == protocol or (first and not part["protocol"])):
+            # The section tells its sentences itself.
+            blocks += [Heading(part["title"].removesuffix(f" (protocol {protocol})")), part["table"]]
+    return blocks
 
 
 def told_beside_tables(record: run_record.RunRecord) -> set[str]:
@@ -45,10 +131,19 @@ def told_beside_tables(record: run_record.RunRecord) -> set[str]:
     return {str(section) for section in record.rows("table")["section"].dropna()}
 
 
+def _place(section: str) -> Place:
+    known = PLACES.get(section.lower().replace(" ", "_"))
+    title = section.replace("_", " ")
+    return known or Place("questions", "Further questions", title[:1].upper() + title[1:])
+
+
 def _table(frame: pd.DataFrame, text: str, source: str) -> Table:
-    rows = [Row([_cell(value) for value in line]) for line in frame.head(MOST_ROWS).itertuples(index=False)]
-    shown = f" The first {MOST_ROWS} of {len(frame)} rows." if len(frame) > MOST_ROWS else ""
-    return Table([str(column).replace("_", " ") for column in frame.columns], rows, text + shown, source)
+    rows = [Row([_cell(value) for value in line]) for line in frame.itertuples(index=False)]
+    columns = [str(column).replace("_", " ") for column in frame.columns]
+    wordy = any(
+        frame[column].astype(str).str.len().max() > LONG_TEXT for column in frame.select_dtypes(exclude="number")
+    )
+    return Table(columns, rows, text, source, private=is_private(frame), prose=bool(wordy))
 
 
 def _cell(value: Any) -> Cell:

@@ -1,38 +1,28 @@
 """What the report shows of one protocol: settings beside baselines, labels, distances, heatmap scores.
 
-Comes in: a `RunRecord` and a protocol's name. Goes out: tables, drawings and sentences by the template's names.
+Comes in: a `RunRecord` and a protocol's name. Goes out: the protocol's sections in reading order.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
-from analysis import figures, run_record
+from analysis import curves, figures, run_record
 from analysis.metrics.calibration import are_probabilities
-from analysis.report import questions
-from analysis.report.tables import Cell, Row, Table, css, number, setting_by_metric, value_cell
+from analysis.report import plain, questions
+from analysis.report.blocks import Details, Drawing, Heading, Matrix, Section, Sentences
+from analysis.report.setting_tables import label_table, localization_by_label, settings_table
+from analysis.report.tables import setting_by_metric
 
-OVERALL_METRICS = (
-    ("f1_macro", "macro F1", "up"),
-    ("exact_match", "exact match", "up"),
-    ("lrap", "LRAP", "up"),
-    ("coverage_error", "coverage error", "down"),
-    ("map", "mAP", "up"),
-    ("auroc_macro", "macro AUROC", "up"),
-    ("f1_micro", "micro F1", "up"),
-    ("minutes", "minutes", "down"),
-)
 CHART_METRICS = (
     ("f1_macro", "macro F1 ↑"),
     ("lrap", "LRAP ↑"),
     ("map", "mAP ↑"),
     ("coverage_error", "coverage error ↓"),
 )
-LABEL_METRICS = (("precision", "P"), ("recall", "R"), ("f1", "F1"), ("auroc", "AUROC"), ("ap", "AP"))
 LOCALIZATION_METRICS = (("pointing_game", "pointing game ↑"), ("energy", "energy in region ↑"), ("iou", "best IoU ↑"))
 DISTANCE_METRICS = (
     ("inter", "inter ↑"),
@@ -47,169 +37,269 @@ EXPLANATIONS = {
     "paper": "The published study's own steps: un-normalised dot products, per-image min-max scores cut at 0.5, no "
     "tuning. Italic rows are the published figures, on data and labels that are not public: beside, not equal.",
 }
+MOST_CLASSES = 30
 
 
-def protocol_view(record: run_record.RunRecord, protocol: str, colours: dict[str, str]) -> dict[str, Any]:
-    """Return what the template shows of one protocol."""
-    metrics = record.rows("metric")
-    metrics = metrics[metrics["protocol"] == protocol]
-    overall, by_label = metrics[metrics["label"].isna()], metrics[metrics["label"].notna()]
-    distances = record.rows("distance")
-    distances = distances[distances["protocol"] == protocol]
-    localization = record.rows("localization")
-    localization = localization[localization["protocol"] == protocol]
-    learnt = [setting for setting in dict.fromkeys(overall["setting"]) if colours[setting] != figures.FAINT]
-    curves = reliability = ""
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A run seen by one protocol.
 
-    def of_protocol(kind: str) -> pd.DataFrame:
-        rows = record.rows(kind)
-        return rows[rows["protocol"] == protocol]
+    Parameters
+    ----------
+    record : RunRecord
+    protocol : str
+    colours : dict
+        Of each setting.
+    first : bool
+        Whether it is the page's first protocol, which shows what belongs to none.
+    """
 
-    if record.scores is not None:
-        chosen = [
-            position
-            for position, (setting, made) in enumerate(
-                zip(record.scores.settings, record.scores.protocols, strict=True)
+    record: run_record.RunRecord
+    protocol: str
+    colours: dict[str, str]
+    first: bool
+
+    def rows(self, kind: str) -> pd.DataFrame:
+        """Return the protocol's result rows of one kind."""
+        rows = self.record.rows(kind)
+        return rows[rows["protocol"] == self.protocol]
+
+    def said(self, section: str) -> Sentences:
+        """Return the sentences of a section: the protocol's own, and those that belong to none."""
+        rows = self.record.rows("sentence")
+        rows = rows[(rows["section"] == section) & (rows["protocol"].isna() | (rows["protocol"] == self.protocol))]
+        return Sentences(list(dict.fromkeys(rows["text"])))
+
+    def csv(self, name: str) -> str:
+        """Return where a table of the protocol is written."""
+        return f"tables/{name}-{self.protocol}.csv"
+
+    def section(self, anchor: str, title: str, lead: str, blocks: Sequence[object]) -> Section:
+        """Return a section of the protocol."""
+        group = f"Protocol: {self.protocol}"
+        announced = plain.blocks_of(self.record, anchor, self.protocol, self.first)
+        return Section(f"{anchor}-{self.protocol}", title, group, lead, [*blocks, *announced])
+
+    @property
+    def learnt(self) -> list[str]:
+        """Settings that are no trivial baselines, in the run's order."""
+        settings = dict.fromkeys(self.rows("metric").pipe(lambda rows: rows[rows["label"].isna()])["setting"])
+        return [setting for setting in settings if self.colours[setting] != figures.FAINT]
+
+
+def protocol_sections(
+    record: run_record.RunRecord, protocol: str, colours: dict[str, str], first: bool
+) -> list[Section]:
+    """Return what the page shows of one protocol, in reading order."""
+    part = Part(record, protocol, colours, first)
+    return [
+        settings_section(part),
+        labels_section(part),
+        part.section(
+            "thresholds",
+            "What the threshold does to the conclusion",
+            "LRAP, coverage error, AP and AUROC are the same whatever the cut; F1, exact match and over-prediction are "
+            "not.",
+            [questions.thresholds_table(part.rows("threshold"), colours, protocol), part.said("thresholds")],
+        ),
+        part.section(
+            "subgroups",
+            "Subgroups",
+            "A gap can come from the model serving a subgroup worse, and from another mix of findings in it: read it "
+            "beside the counts.",
+            [
+                questions.subgroup_table(part.rows("subgroup"), part.rows("gap"), colours, protocol),
+                part.said("subgroups"),
+            ],
+        ),
+        distances_section(part),
+        part.section(
+            "space",
+            "Shape of the space",
+            "Measures that class sizes alone cannot make; a value within its null is no sign of separation.",
+            [questions.space_table(part.rows("space"), colours, protocol), part.said("space")],
+        ),
+        part.section(
+            "search",
+            "Search",
+            "A hit is right when it has the query's label, or is the query's own report or image.",
+            [questions.retrieval_table(part.rows("retrieval"), protocol), part.said("search")],
+        ),
+        heatmap_section(part),
+    ]
+
+
+def settings_section(part: Part) -> Section:
+    """Return settings, baselines and published figures beside one another, and the settings' paired differences."""
+    overall = part.rows("metric")
+    overall = overall[overall["label"].isna()]
+    references = part.record.rows("reference")
+    references = references if part.protocol == "paper" else references.iloc[:0]
+    return part.section(
+        "settings",
+        "Settings and baselines",
+        EXPLANATIONS.get(part.protocol, ""),
+        [
+            Drawing(figures.interval_chart(overall, CHART_METRICS, part.colours)),
+            settings_table(overall, part.rows("distance"), references, part.colours, part.protocol),
+            Heading("Settings against one another"),
+            questions.differences_table(part.rows("difference"), part.protocol),
+            part.said("differences"),
+        ],
+    )
+
+
+def labels_section(part: Part) -> Section:
+    """Return small multiples by label: metrics with intervals, curves, reliability, and what is said too often."""
+    labels = part.record.label_names
+    by_label = part.rows("metric")
+    by_label = by_label[by_label["label"].notna()]
+    learnt = part.learnt
+    rates = by_label[by_label["metric"].isin(["predicted_rate", "prevalence"]) & by_label["setting"].isin(learnt)]
+    shown = _frequent(by_label, labels)
+    more = f" The {len(shown)} most frequent of {len(labels)} labels are drawn." if len(shown) < len(labels) else ""
+    strips = curves.label_strips(by_label, shown, learnt, part.colours) if learnt and len(by_label) else ""
+    bars = figures.prediction_bars(rates, shown, learnt, part.colours) if len(rates) else ""
+    return part.section(
+        "labels",
+        "Label by label",
+        "",
+        [
+            Drawing(
+                strips,
+                "Most frequent label first, test positives in brackets. Grey ticks: what a random ranking reaches."
+                + more,
             )
-            if made == protocol and setting in learnt
+            if strips
+            else None,
+            Details("The figures of every label", [label_table(by_label, labels, learnt, part.colours, part.protocol)]),
+            *_curve_blocks(part, learnt, more),
+            Heading("Over-prediction") if bars else None,
+            Drawing(
+                bars,
+                "How often a label is predicted, over how often it is true. 1 is right; an open triangle is a label "
+                "never predicted." + more,
+            )
+            if bars
+            else None,
+        ],
+    )
+
+
+def _curve_blocks(part: Part, learnt: Sequence[str], more: str) -> list[object]:
+    """Return precision-recall curves, reliability and, on demand, ROC curves of the protocol's settings."""
+    scores = part.record.scores
+    if scores is None:
+        return []
+    chosen = [
+        place
+        for place, (setting, made) in enumerate(zip(scores.settings, scores.protocols, strict=True))
+        if made == part.protocol and setting in learnt
+    ]
+    if not chosen or not scores.truth.any():
+        return []
+    labels, names = part.record.label_names, [scores.settings[place] for place in chosen]
+    values = scores.values[chosen]
+    blocks: list[object] = [
+        Heading("Precision and recall"),
+        Drawing(
+            curves.precision_recall_grid(scores.truth, values, names, labels, part.colours),
+            "The dotted line is the label's prevalence: what a random ranking reaches. Curves of labels with few "
+            "positives are steps, not evidence." + more,
+        ),
+        Details(
+            "ROC curves (at low prevalence they flatter: a curve near the corner can still mean mostly false alarms)",
+            [Drawing(curves.roc_grid(scores.truth, values, names, labels, part.colours))],
+        ),
+    ]
+    # Cosines and logits say nothing of frequencies.
+    sure = [place for place in chosen if are_probabilities(scores.values[place])]
+    if sure:
+        drawing = figures.reliability_panels(
+            scores.truth, scores.values[sure], [scores.settings[place] for place in sure], part.colours
+        )
+        blocks += [
+            Heading("Reliability"),
+            Drawing(
+                drawing,
+                "On the dotted line a probability means what it says. All labels together, in bins of equal size; an "
+                "open triangle is a bin without a positive.",
+            ),
         ]
-        if chosen:
-            names = [record.scores.settings[position] for position in chosen]
-            curves = figures.precision_recall_grid(
-                record.scores.truth, record.scores.values[chosen], names, record.label_names, colours
-            )
-            # Cosines and logits say nothing of frequencies.
-            sure = [position for position in chosen if are_probabilities(record.scores.values[position])]
-            if sure:
-                reliability = figures.reliability_panels(
-                    record.scores.truth,
-                    record.scores.values[sure],
-                    [record.scores.settings[position] for position in sure],
-                    colours,
-                )
-    rates = by_label[by_label["metric"].isin(["predicted_rate", "prevalence"])]
-    rates = rates[rates["setting"].isin(learnt)]
-    references = record.rows("reference") if protocol == "paper" else record.rows("reference").iloc[:0]
-    sentences = record.rows("sentence")
-    return {
-        "name": protocol,
-        "explanation": EXPLANATIONS.get(protocol, ""),
-        "chart": figures.interval_chart(overall, CHART_METRICS, colours),
-        "settings": settings_table(overall, distances, references, colours, protocol),
-        "labels": label_table(by_label, record.label_names, learnt, colours, protocol),
-        "curves": curves,
-        "prediction": figures.prediction_bars(rates, record.label_names, learnt, colours) if len(rates) else "",
-        "distances": setting_by_metric(
+    return blocks
+
+
+def distances_section(part: Part) -> Section:
+    """Return distances within and between classes beside their null, and the matrix of class pairs."""
+    distances = part.rows("distance")
+    table = None
+    if len(distances):
+        table = setting_by_metric(
             distances,
             DISTANCE_METRICS,
-            colours,
-            f"tables/distances-{protocol}.csv",
+            part.colours,
+            part.csv("distances"),
             "Distances between and within classes on the test split.",
         )
-        if len(distances)
-        else None,
-        "distance_sentences": list(sentences.loc[sentences["section"] == "distances", "text"]),
-        "localization": setting_by_metric(
-            localization[localization["label"].isna()],
+    return part.section(
+        "distances",
+        "Distances",
+        "Intra: mean distance to the own class centre. Inter: mean distance between class centres. The null is the "
+        "ratio with labels permuted: class sizes alone produce it.",
+        [table, part.said("distances"), *_matrices(part)],
+    )
+
+
+def _matrices(part: Part) -> list[object]:
+    """Return the distances of class pairs, a matrix an encoder; of the most frequent classes where there are many."""
+    pairs = part.record.distances
+    if pairs.empty or "protocol" not in pairs:
+        return []
+    pairs = pairs[pairs["protocol"] == part.protocol]
+    by_label = part.rows("metric")
+    labels = _frequent(by_label[by_label["label"].notna()], part.record.label_names, MOST_CLASSES)
+    blocks: list[object] = []
+    for setting, rows in pairs.groupby("setting", sort=False):
+        wide = rows.pivot_table(index="label_a", columns="label_b", values="distance", aggfunc="first")
+        present = [label for label in labels if label in wide.index]
+        if len(present) < 2:
+            continue
+        values = wide.reindex(index=present, columns=present).to_numpy(dtype=float)
+        caption = f"{setting}: distance between the centres of two classes; darker is farther."
+        if len(labels) < len(part.record.label_names):
+            caption += f" The {len(labels)} most frequent labels."
+        blocks.append(Matrix(present, values, caption, "distances.csv"))
+    if not blocks:
+        return []
+    heading = Heading("Class pairs")
+    return [heading, blocks[0], Details("Other encoders", blocks[1:])] if len(blocks) > 1 else [heading, *blocks]
+
+
+def heatmap_section(part: Part) -> Section:
+    """Return heatmap scores beside the nulls, over all findings and by label."""
+    rows = part.rows("localization")
+    table = None
+    if len(rows):
+        table = setting_by_metric(
+            rows[rows["label"].isna()],
             LOCALIZATION_METRICS,
-            colours,
-            f"tables/heatmaps-{protocol}.csv",
+            part.colours,
+            part.csv("heatmaps"),
             "Mean over annotated findings, with 95 % bootstrap intervals over patients.",
         )
-        if len(localization)
-        else None,
-        "localization_labels": localization_by_label(localization, colours, protocol),
-        "differences": questions.differences_table(of_protocol("difference"), protocol),
-        "difference_sentences": list(sentences.loc[sentences["section"] == "differences", "text"]),
-        "thresholds": questions.thresholds_table(of_protocol("threshold"), colours, protocol),
-        "threshold_sentences": list(sentences.loc[sentences["section"] == "thresholds", "text"]),
-        "reliability": reliability,
-        "subgroups": questions.subgroup_table(of_protocol("subgroup"), of_protocol("gap"), colours, protocol),
-        "subgroup_sentences": list(sentences.loc[sentences["section"] == "subgroups", "text"]),
-        "search": questions.retrieval_table(of_protocol("retrieval"), protocol),
-        "space": questions.space_table(of_protocol("space"), colours, protocol),
-        "heatmap_sentences": list(sentences.loc[sentences["section"] == "heatmaps", "text"]),
-    }
-
-
-def settings_table(
-    overall: pd.DataFrame, distances: pd.DataFrame, references: pd.DataFrame, colours: dict[str, str], protocol: str
-) -> Table:
-    """Return one row a setting, baselines and published figures below, and one column a metric."""
-    arrows = {"up": "↑", "down": "↓"}
-    shown = [entry for entry in OVERALL_METRICS if entry[0] in set(overall["metric"])]
-    settings = sorted(dict.fromkeys(overall["setting"]), key=lambda setting: colours[setting] == figures.FAINT)
-    rows = []
-    for setting in settings:
-        part = overall[overall["setting"] == setting]
-        cells = [Cell(setting, colour=css(colours[setting]))]
-        cells += [value_cell(part[part["metric"] == metric]) for metric, _, _ in shown]
-        apart = distances[(distances["setting"] == setting) & (distances["metric"] == "ratio")]
-        rows.append(Row([*cells, value_cell(apart)], "baseline" if colours[setting] == figures.FAINT else ""))
-    for setting in dict.fromkeys(references["setting"]):
-        part = references[references["setting"] == setting]
-        cells = [Cell(f"published: {setting}")]
-        cells += [value_cell(part[part["metric"] == metric]) for metric, _, _ in shown]
-        rows.append(Row([*cells, value_cell(part[part["metric"] == "ratio"])], "reference"))
-    columns = ["setting"] + [f"{title} {arrows[direction]}" for _, title, direction in shown] + ["inter/intra ↑"]
-    return Table(
-        columns,
-        rows,
-        "Test split. Below each value its 95 % interval, resampling patients.",
-        f"tables/settings-{protocol}.csv",
-        pd.concat([overall, references]).dropna(axis=1, how="all"),
+    return part.section(
+        "heatmaps",
+        "Heatmaps against the truth",
+        "Grad-CAM is computed in float32, carried back to the original image, and compared with boxes or masks. A map "
+        "earns trust only above the centre prior and the label's own location prior.",
+        [table, part.said("heatmaps"), Details("By label", [localization_by_label(rows, part.colours, part.protocol)])],
     )
 
 
-def label_table(
-    by_label: pd.DataFrame, labels: Sequence[str], settings: Sequence[str], colours: dict[str, str], protocol: str
-) -> Table:
-    """Return one row a label, and the metrics of each setting beside one another."""
-    values = by_label.drop_duplicates(["setting", "metric", "label"]).set_index(["setting", "metric", "label"])["value"]
-    positives = by_label[by_label["metric"] == "positives"].drop_duplicates("label").set_index("label")["value"]
-    columns = ["label", "positives"] + [f"{setting} {short}" for setting in settings for _, short in LABEL_METRICS]
-    rows = []
-    for label in labels:
-        count = float(positives.get(label, math.nan))
-        cells = [
-            Cell(label),
-            Cell("–" if math.isnan(count) else f"{count:.0f}", sort=None if math.isnan(count) else count),
-        ]
-        for setting in settings:
-            for metric, _ in LABEL_METRICS:
-                value = float(values.get((setting, metric, label), math.nan))
-                known = math.isfinite(value)
-                cells.append(Cell(number(value, 2), sort=value if known else None, heat=value if known else None))
-        rows.append(Row(cells))
-    return Table(
-        columns,
-        rows,
-        "Test split, per label; shade follows the value. A label with a handful of positives has no stable figure.",
-        f"tables/labels-{protocol}.csv",
-        by_label.dropna(axis=1, how="all"),
-    )
-
-
-def localization_by_label(localization: pd.DataFrame, colours: dict[str, str], protocol: str) -> Table | None:
-    """Return the pointing game of each label and setting; None where nothing was scored by label."""
-    rows = localization[localization["label"].notna()]
-    if rows.empty:
-        return None
-    settings = list(dict.fromkeys(rows["setting"]))
-    lines = []
-    for label in dict.fromkeys(rows["label"]):
-        part = rows[(rows["label"] == label) & (rows["metric"] == "pointing_game")]
-        count = part["n"].dropna()
-        cells = [Cell(str(label)), Cell(f"{int(count.iloc[0])}" if len(count) else "–")]
-        for setting in settings:
-            found = part[part["setting"] == setting]
-            cell = value_cell(found)
-            cells.append(Cell(cell.text, cell.small, cell.sort, cell.sort))
-        lines.append(Row(cells))
-    return Table(
-        ["label", "n", *settings],
-        lines,
-        "Pointing game by label.",
-        f"tables/heatmaps-by-label-{protocol}.csv",
-        rows.dropna(axis=1, how="all"),
-    )
+def _frequent(by_label: pd.DataFrame, labels: Sequence[str], most: int = curves.MOST_LABELS) -> list[str]:
+    """Return the labels with most test positives, at most so many, in their own order."""
+    if len(labels) <= most:
+        return list(labels)
+    counts = by_label[by_label["metric"] == "positives"].drop_duplicates("label").set_index("label")["value"]
+    ranked = sorted(labels, key=lambda label: -float(counts.get(label, 0) or 0))[:most]
+    return [label for label in labels if label in set(ranked)]

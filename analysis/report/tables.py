@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pandas as pd
 
 from analysis import figures
+
+# A page of a large study must still open and scroll; what is not shown is said, and stands in the CSV.
+MOST_ROWS = 200
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the template lays it out, with the name of its CSV."""
+    """A table as the template lays it out, with the name of its CSV.
+
+    Parameters
+    ----------
+    columns : list of str
+    rows : list of Row
+        At most `MOST_ROWS` are shown; the CSV has all.
+    caption : str
+    csv : str
+        Where in the run folder its numbers lie, "" for none.
+    frame : DataFrame
+        What is written there.
+    private : bool
+        Whether it tells of single patients, and is left out of what is shared.
+    prose : bool
+        Whether its cells are sentences: set to the left and wrapped.
+    """
 
     columns: list[str]
     rows: list[Row]
     caption: str
     csv: str = ""
     frame: pd.DataFrame = field(default_factory=pd.DataFrame)
+    private: bool = False
+    prose: bool = False
+    kind: ClassVar[str] = "table"
+
+    @property
+    def shown(self) -> list[Row]:
+        """The rows that the page shows."""
+        return self.rows[:MOST_ROWS]
+
+    @property
+    def left_out(self) -> int:
+        """How many rows the page does not show."""
+        return len(self.rows) - len(self.shown)
 
 
 def css(colour: str) -> str:
