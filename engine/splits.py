@@ -88,13 +88,15 @@ def given(dataset: Dataset) -> np.ndarray:
     return split
 
 
-def study_split(groups: Sequence[str] | np.ndarray) -> np.ndarray:
+def study_split(groups: Sequence[str] | np.ndarray, seed: int = STUDY_SEED) -> np.ndarray:
     """Return the study's split: 70 / 15 / 15 % of the groups, with its own two calls and seed.
 
     Parameters
     ----------
     groups : (n,) str
         The uid of each frontal image, in the order of the projections table; another order is another split.
+    seed : int
+        42 in the study; another one gives a split made in the same way.
 
     Returns
     -------
@@ -113,8 +115,8 @@ def study_split(groups: Sequence[str] | np.ndarray) -> np.ndarray:
         raise DataError(
             f"the study's split needs at least 4 groups, here are {len(unique)}; use how='grouped' or 'given'"
         )
-    train, held_out = train_test_split(unique, test_size=0.30, random_state=STUDY_SEED, shuffle=True)
-    val, test = train_test_split(held_out, test_size=0.50, random_state=STUDY_SEED, shuffle=True)
+    train, held_out = train_test_split(unique, test_size=0.30, random_state=seed, shuffle=True)
+    val, test = train_test_split(held_out, test_size=0.50, random_state=seed, shuffle=True)
     of_group = dict.fromkeys(train, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
     return np.array([of_group[group] for group in np.asarray(groups, dtype=object)], dtype=object)
 
@@ -234,10 +236,41 @@ def apply_split(dataset: Dataset, how: str = "given", seed: int = 0, fractions: 
     return dataset.with_split(split)
 
 
-def _study_split_of(dataset: Dataset) -> np.ndarray:
+def resplit(dataset: Dataset, number: int, how: str, seed: int, fractions: Sequence[float] = FRACTIONS) -> Dataset:
+    """Return the data set split once more, in the way it was split, from another seed.
+
+    Parameters
+    ----------
+    number : int
+        0 gives the same split; each other one another.
+    how, seed, fractions
+        As for `apply_split`. A split given in the data is made again by group, in its own proportions, among the
+        samples that are in it.
+
+    Raises
+    ------
+    DataError
+        A part stays empty.
+    """
+    if number == 0:
+        return dataset
+    if how == "study":
+        split = _study_split_of(dataset, STUDY_SEED + number)
+    elif how == "given":
+        current = dataset.samples["split"].to_numpy(dtype=object)
+        split, inside = current.copy(), current != ""
+        shares = [float((current == part).sum() / inside.sum()) for part in SPLITS]
+        split[inside] = grouped_split(dataset.groups[inside], shares, seed + number)
+    else:
+        return apply_split(dataset, how, seed + number, fractions)
+    check_split(dataset.groups, split)
+    return dataset.with_split(split)
+
+
+def _study_split_of(dataset: Dataset, seed: int = STUDY_SEED) -> np.ndarray:
     """Return the study's split of the frontal images; other samples follow their group, or get ""."""
     frontal = (dataset.samples["view"] == "frontal").to_numpy()
     if not frontal.any():
-        return study_split(dataset.groups)
-    of_group = dict(zip(dataset.groups[frontal], study_split(dataset.groups[frontal]), strict=True))
+        return study_split(dataset.groups, seed)
+    of_group = dict(zip(dataset.groups[frontal], study_split(dataset.groups[frontal], seed), strict=True))
     return np.array([of_group.get(group, "") for group in dataset.groups], dtype=object)

@@ -7,6 +7,7 @@
 - Grad-CAM layers: the module whose output is weighted by its gradient, and how that output becomes a map. Where a ViT
   is pooled by its class token, patch tokens leave the computation with the last block's attention: the gradient after
   it is exactly zero on them, so the layer has to lie before it (pytorch-grad-cam issues 363, 511, 513).
+- blocks opened (`engine.open_blocks`), for what reads attention.
 
 Everything here keeps gradients; callers decide whether they want them.
 """
@@ -27,6 +28,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from engine.errors import ModelError, UsageError
+from engine.open_blocks import OpenBlock, can_be_opened, open_block
 
 Kind = Literal["vit-token", "vit-average", "vit-attention", "cnn"]
 
@@ -95,22 +97,63 @@ class Trunk(ABC):
                 handle.remove()
 
     @abstractmethod
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings (b, dim) of tokens that leave the last block: (b, n, width).
+
+        Where a class token is pooled, the tokens may be that one alone, (b, 1, width).
+        """
+
+    def open_blocks(self) -> tuple[OpenBlock, ...]:
+        """Return the blocks with their attention readable; UsageError where it is not known how."""
+        if self.kind == "cnn":
+            raise UsageError("a CNN image tower has no attention between its blocks")
+        return tuple(open_block(block) for block in self.blocks)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether `tokens` and `from_tokens` work."""
+        return True
+
+    @property
+    def has_open_blocks(self) -> bool:
+        """Whether `open_blocks` works."""
+        return self.has_tokens and all(can_be_opened(block) for block in self.blocks)
+
+    @abstractmethod
     def cam_layer(self, which: str | int | None = "default") -> CamLayer:
         """Return a layer for Grad-CAM.
 
         Parameters
         ----------
-        which : "default", "paper" or int
+        which : "default", "paper", int or str
             "default" (or None) is the deepest layer whose gradient reaches the patches. "paper" is the layer that arXiv
             2506.14136 used, the last attention's projection: with a class token its gradient is exactly zero on the
             patches; a CNN has none, so its default is taken. A number is a block, counted from the end if negative: the
-            normalised tokens that enter it (ViT) or the stage's maps (CNN).
+            normalised tokens that enter it (ViT) or the stage's maps (CNN). Any other name is a module's path within
+            the image tower.
 
         Raises
         ------
         UsageError
-            An unknown name or a block that the tower does not have.
+            A block that the tower does not have, or a name that is no module of it: the nearest ones are named.
         """
+
+    def leaving(self) -> CamLayer:
+        """Return what leaves the last block, as a layer for Grad-CAM."""
+        return self._module(next(name for name, module in self.visual.named_modules() if module is self.blocks[-1]))
+
+    def block_of(self, layer: CamLayer) -> int:
+        """Return the block whose entering tokens are all that a layer needs.
+
+        -1 for what lies before the blocks, the number of blocks for what lies behind them.
+        """
+        names = {module: name for name, module in self.visual.named_modules()}
+        paths = [names[block] for block in self.blocks]
+        for number, path in enumerate(paths):
+            if layer.name == path or layer.name.startswith(f"{path}."):
+                return number
+        order = list(names.values())
+        return -1 if order.index(layer.name) < order.index(paths[0]) else len(paths)
 
     def block_index(self, layer: int) -> int:
         """Return a block's number from 0; UsageError if there is no such block."""
@@ -124,10 +167,23 @@ class Trunk(ABC):
         if isinstance(which, int) and not isinstance(which, bool):
             return self.block_index(which)
         if which not in ("default", "paper"):
-            near = difflib.get_close_matches(str(which), ["default", "paper"], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"unknown layer {which!r} for a heatmap: 'default', 'paper' or a block's number{hint}")
+            names = [name for name, _ in self.visual.named_modules() if name]
+            if which not in names:
+                near = difflib.get_close_matches(str(which), ["default", "paper", *names], n=3, cutoff=0.4)
+                hint = f"; nearest: {', '.join(near)}" if near else ""
+                raise UsageError(
+                    f"the image tower has no layer {which!r} for a heatmap: 'default', 'paper', a block's number from "
+                    f"{-len(self.blocks)} to {len(self.blocks) - 1} or a module's name{hint}"
+                )
         return which
+
+    def _module(self, name: str) -> CamLayer:
+        """Return a module of the image tower as a layer; its output is turned into maps by its shape."""
+        return CamLayer(self.visual.get_submodule(name), self._any_map, name)
+
+    @abstractmethod
+    def _any_map(self, output: Tensor) -> Tensor:
+        """Return any module's output as maps (b, channels, h, w); UsageError where it is none."""
 
 
 def describe_trunk(visual: nn.Module) -> Trunk:
@@ -163,10 +219,6 @@ class _Transformer(Trunk):
     def _start(self, images: Tensor) -> Tensor:
         """Return the tokens that enter the first block."""
 
-    @abstractmethod
-    def _finish(self, tokens: Tensor) -> Tensor:
-        """Return the embedding of the tokens that leave the last block."""
-
     def tokens(self, images: Tensor, layer: int) -> Tensor:
         tokens = self._start(images)
         for block in self.blocks[: self.block_index(layer)]:
@@ -182,7 +234,22 @@ class _Transformer(Trunk):
             )
         for block in self.blocks[self.block_index(layer) :]:
             tokens = block(tokens)
-        return self._finish(tokens)
+        return self.finish(tokens)
+
+    def _any_map(self, output: Tensor) -> Tensor:
+        assert self.grid is not None
+        if isinstance(output, Tensor):
+            places = self.grid[0] * self.grid[1]
+            if output.ndim == 4 and tuple(output.shape[2:]) == self.grid:
+                return output
+            if output.ndim == 3 and output.shape[1] == self.prefix_tokens + places:
+                return self._map(output)
+            if output.ndim == 3 and output.shape[1] == places:
+                return output.reshape(len(output), *self.grid, output.shape[-1]).permute(0, 3, 1, 2)
+        raise UsageError(
+            f"a layer of this image tower whose output is {_shape_of(output)} cannot give a heatmap: it is no map of "
+            f"the {self.grid[0]} x {self.grid[1]} patches; what a block or its first norm gives is one"
+        )
 
     def _map(self, tokens: Tensor) -> Tensor:
         assert self.grid is not None
@@ -217,6 +284,10 @@ class _TimmTransformer(_Transformer):
         pool = trunk.global_pool
         self.kind = "vit-token" if pool == "token" else "vit-attention" if pool == "map" else "vit-average"
 
+    @property
+    def has_tokens(self) -> bool:
+        return isinstance(self.visual.trunk, TimmVisionTransformer)
+
     def _plain_trunk(self) -> TimmVisionTransformer:
         trunk = self.visual.trunk
         if not isinstance(trunk, TimmVisionTransformer):
@@ -230,7 +301,7 @@ class _TimmTransformer(_Transformer):
         trunk = self._plain_trunk()
         return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
 
-    def _finish(self, tokens: Tensor) -> Tensor:
+    def finish(self, tokens: Tensor) -> Tensor:
         trunk = self._plain_trunk()
         return self.visual.head(trunk.forward_head(trunk.norm(tokens)))
 
@@ -238,6 +309,8 @@ class _TimmTransformer(_Transformer):
         choice = self._choice(which)
         if isinstance(choice, int):
             return self._entering(choice)
+        if choice not in ("default", "paper"):
+            return self._module(choice)
         if choice == "paper":
             return self._named(f"trunk.blocks.{len(self.blocks) - 1}.attn.proj")
         norm = self.visual.trunk.norm
@@ -263,7 +336,7 @@ class _OpenClipTransformer(_Transformer):
     def _start(self, images: Tensor) -> Tensor:
         return self.visual._embeds(images)
 
-    def _finish(self, tokens: Tensor) -> Tensor:
+    def finish(self, tokens: Tensor) -> Tensor:
         pooled, _ = self.visual._pool(tokens)
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
@@ -271,6 +344,8 @@ class _OpenClipTransformer(_Transformer):
         choice = self._choice(which)
         if isinstance(choice, int):
             return self._entering(choice)
+        if choice not in ("default", "paper"):
+            return self._module(choice)
         if choice == "paper":
             # torch's attention never calls its out_proj as a module; ls_1 is what its output goes through next
             return self._named(f"{self.block_path}.{len(self.blocks) - 1}.ls_1")
@@ -293,16 +368,33 @@ class _FeatureMaps(Trunk):
         self.blocks = tuple(visual.get_submodule(name) for name in stages)
         self.channels_last = getattr(getattr(visual, "trunk", None), "output_fmt", "NCHW") == "NHWC"
 
+    @property
+    def has_tokens(self) -> bool:
+        return False
+
     def tokens(self, images: Tensor, layer: int) -> Tensor:
         raise UsageError("a CNN image tower has no tokens; cache its image embeddings or pixels")
 
     def from_tokens(self, tokens: Tensor, layer: int) -> Tensor:
         raise UsageError("a CNN image tower has no tokens; compute embeddings from pixels")
 
+    def finish(self, tokens: Tensor) -> Tensor:
+        raise UsageError("a CNN image tower has no tokens; compute embeddings from pixels")
+
     def cam_layer(self, which: str | int | None = "default") -> CamLayer:
         choice = self._choice(which)
+        if isinstance(choice, str) and choice not in ("default", "paper"):
+            return self._module(choice)
         name = self.stages[choice] if isinstance(choice, int) else self._last_map()
         return CamLayer(self.visual.get_submodule(name), _channels_first if self.channels_last else None, name)
+
+    def _any_map(self, output: Tensor) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            raise UsageError(
+                f"a layer of this image tower whose output is {_shape_of(output)} cannot give a heatmap: it has no "
+                f"height and width; a stage has them ({', '.join(self.stages)})"
+            )
+        return _channels_first(output) if self.channels_last else output
 
     def _last_map(self) -> str:
         """Return the last module of a forward pass that gives a map of more than one place."""
@@ -337,3 +429,7 @@ class _FeatureMaps(Trunk):
 
 def _channels_first(maps: Tensor) -> Tensor:
     return maps.permute(0, 3, 1, 2)
+
+
+def _shape_of(output: object) -> str:
+    return f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

@@ -52,8 +52,8 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     heads: list[Path] = Field(default_factory=list, description="heads saved by fluoro probe, for this model")
     tuned: list[Path] = Field(default_factory=list, description="run folders of fluoro finetune")
     protocol: Literal["sound", "paper"] = Field("sound", description="sound practice, or exactly what the paper did")
-    layer: int | Literal["default", "paper"] | None = Field(
-        None, description="block number, default or paper; by the protocol if empty"
+    layer: int | str | None = Field(
+        None, union_mode="left_to_right", description="block, default, paper or a module; of the protocol if empty"
     )
     method: str = Field("gradcam", description=f"one of {', '.join(cam.METHODS)}")
     tolerance: float | None = Field(None, gt=0, description="of the pointing game, in original pixels")

@@ -33,9 +33,13 @@ from jobs import (
     opening,
     runs,
     study_analyses,
+    study_claims,
     study_heatmaps,
+    study_labels,
     study_records,
+    study_repeats,
     study_scores,
+    study_sensitivity,
     study_settings,
     study_showcase,
 )
@@ -69,7 +73,11 @@ class Config(configs.ModelOptions, configs.CacheOptions):
     space: study_analyses.SpaceSection = Field(default_factory=study_analyses.SpaceSection)
     leaks: study_analyses.LeakSection = Field(default_factory=study_analyses.LeakSection)
     replicates: int = Field(1000, ge=100, description="bootstrap replicates, resampling patients")
+    permutations: int = Field(200, ge=20, description="of the nulls: truth dealt to other patients")
     seed: int = 0
+    seeds: int = Field(1, ge=1, le=100, description="how often splits and training are done, this run's included")
+    repeats: study_repeats.RepeatSection = Field(default_factory=study_repeats.RepeatSection)
+    sensitivity: bool = Field(True, description="change thresholds, prompts, normalisation and labels, one at a time")
     batch_size: int | None = Field(None, ge=1, description="images a batch; by device unless given")
     threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores unless given")
     max_pixels: int | None = Field(None, ge=1, description="refuse larger images (decompression bombs)")
@@ -138,6 +146,8 @@ def run(
         _describe(material, config, record)
         with record.step("split and leaks"):
             study_analyses.write_split(material, config.leaks, record)
+        with record.step("label sources") as step:
+            step.items = study_labels.write_label_sources(material, record, config.replicates, config.seed)
         with record.step("index") as step:
             index = indexes.build_index(cache, encoder.id, "image", "exact")
             step.items = len(index)
@@ -149,13 +159,14 @@ def run(
             compared[protocol] = _settings(config, material, protocol, record, progress, kept)
             with record.step(f"metrics ({protocol})") as step:
                 step.items = study_scores.write_metrics(
-                    material, compared[protocol], protocol, record, config.replicates, config.seed
+                    material, compared[protocol], protocol, record, config.replicates, config.seed, config.permutations
                 )
             with record.step(f"distances ({protocol})"):
                 study_scores.write_distances(
                     material, compared[protocol], protocol, record, config.replicates, config.seed
                 )
             _questions(config, material, compared[protocol], protocol, record)
+            _soundness(config, material, compared[protocol], protocol, record, progress)
             if config.heatmaps.enabled:
                 cases += _heatmaps(config, material, compared[protocol], protocol, record, progress, kept)
         record.path("heatmaps.json").write_text(json.dumps(cases, ensure_ascii=False))
@@ -314,6 +325,36 @@ def _questions(
             step.items = study_analyses.write_space(material, settings, config.space, protocol, record, config.seed)
     with record.step(f"retrieval ({protocol})") as step:
         step.items = study_analyses.write_retrieval_scores(material, settings, protocol, record)
+
+
+def _soundness(
+    config: Config,
+    material: study_settings.Material,
+    settings: Sequence[study_settings.Setting],
+    protocol: str,
+    record: runs.Run,
+    progress: displays.Progress,
+) -> None:
+    """Test the study's claims, do it again from other seeds, and change its choices one at a time."""
+    with record.step(f"claims ({protocol})") as step:
+        step.items = study_claims.write_claims(
+            material, settings, protocol, record, config.replicates, config.permutations, config.seed
+        )
+    if config.sensitivity:
+        with record.step(f"sensitivity ({protocol})") as step:
+            step.items = study_sensitivity.write_sensitivity(
+                material,
+                settings,
+                config.zero_shot,
+                config.probe,
+                protocol,
+                record,
+                config.replicates,
+                config.seed,
+            )
+    if config.seeds > 1:
+        with record.step(f"seeds ({protocol})") as step:
+            step.items = study_repeats.write_repeats(material, settings, protocol, config, record, progress)
 
 
 def _heatmaps(

@@ -12,13 +12,19 @@ from typing import Any
 import pandas as pd
 
 from analysis.bootstrap import Bootstrap
+from analysis.nulls import Nulls
 from analysis.sentences import best_of
 
 Row = dict[str, Any]
 
+# The same whoever the truth is dealt to.
+WITHOUT_NULL = frozenset({"prevalence", "predicted_rate", "positives", "over_prediction"})
 
-def metric_rows(bootstrap: Bootstrap, protocol: str, baselines: Collection[str], split: str = "test") -> list[Row]:
-    """Return one row a setting, metric and label, with intervals.
+
+def metric_rows(
+    bootstrap: Bootstrap, protocol: str, baselines: Collection[str], nulls: Nulls | None = None, split: str = "test"
+) -> list[Row]:
+    """Return one row a setting, metric and label, with intervals and nulls.
 
     Parameters
     ----------
@@ -27,11 +33,18 @@ def metric_rows(bootstrap: Bootstrap, protocol: str, baselines: Collection[str],
         "sound" or "paper".
     baselines : collection of str
         Which of its settings are trivial baselines.
+    nulls : Nulls, optional
+        Of the other settings: null, null_low, null_high and p of their rows.
     split : str
         Where the metrics were taken.
     """
     rows = []
     for row in bootstrap.table().to_dict("records"):
+        label = row["label"] if isinstance(row["label"], str) else None
+        beside: Row = {}
+        if nulls is not None and row["setting"] in nulls.settings and row["metric"] not in WITHOUT_NULL:
+            null = nulls.null(row["setting"], row["metric"], label)
+            beside = {"null": null.value, "null_low": null.low, "null_high": null.high, "p": null.p}
         rows.append(
             {
                 "kind": "metric",
@@ -40,11 +53,12 @@ def metric_rows(bootstrap: Bootstrap, protocol: str, baselines: Collection[str],
                 "baseline": row["setting"] in baselines,
                 "split": split,
                 "metric": row["metric"],
-                "label": row["label"] if isinstance(row["label"], str) else None,
+                "label": label,
                 "value": number(row["value"]),
                 "low": number(row["low"]),
                 "high": number(row["high"]),
                 "n": row["n"],
+                **{name: number(value) for name, value in beside.items()},
             }
         )
     return rows

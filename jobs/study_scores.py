@@ -13,10 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import baselines, comparison, distances, paper, run_record, sentences, verdicts
+from analysis import (
+    baselines,
+    comparison,
+    distances,
+    figures_beside,
+    nulls,
+    paper,
+    run_record,
+    sentences,
+    verdicts,
+)
 from analysis.bootstrap import bootstrap_metrics
 from analysis.metrics import Prediction
 from jobs import runs
+from jobs.run_tables import write_table
 from jobs.study_records import (
     difference_rows,
     margin_rows,
@@ -29,14 +40,38 @@ from jobs.study_records import (
 from jobs.study_settings import Material, Setting
 
 PERMUTATIONS = 200
+BESIDE = (
+    "f1_macro",
+    "f1_micro",
+    "exact_match",
+    "lrap",
+    "coverage_error",
+    "map",
+    "auroc_macro",
+    "auroc_micro",
+    "hamming",
+    "ranking_loss",
+    "brier",
+    "ece",
+)
 MARGINS = ("lrap", "f1_macro", "exact_match", "coverage_error", "map", "auroc_macro")
 COMPARED = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro")
 
 
 def write_metrics(
-    material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run, replicates: int, seed: int
+    material: Material,
+    settings: Sequence[Setting],
+    protocol: str,
+    run: runs.Run,
+    replicates: int,
+    seed: int,
+    permutations: int = 0,
 ) -> int:
-    """Score the settings and the trivial baselines on the test split; return how many samples that were."""
+    """Score the settings and the trivial baselines on the test split; return how many samples that were.
+
+    Every figure of a setting has its interval by patient and, with permutations, its null (truth dealt to other
+    patients) in its own line; ``tables/figures-<protocol>.csv`` has the best trivial baseline beside them.
+    """
     test = material.rows("test")
     truth = material.y[test]
     trivial = baselines.trivial_baselines(material.y[material.rows("train")], len(test), seed)
@@ -45,7 +80,32 @@ def write_metrics(
     bootstrap = bootstrap_metrics(
         truth, predictions, material.dataset.groups[test], label_names=names, replicates=replicates, seed=seed
     )
-    run.record_all(metric_rows(bootstrap, protocol, set(trivial)))
+    learnt = {setting.name: predictions[setting.name] for setting in settings}
+    found = (
+        nulls.permuted_metrics(
+            truth,
+            learnt,
+            material.dataset.groups[test],
+            label_names=names,
+            permutations=permutations,
+            seed=seed,
+        )
+        if permutations
+        else None
+    )
+    run.record_all(metric_rows(bootstrap, protocol, set(trivial), found))
+    if found is not None:
+        write_table(
+            run,
+            f"figures-{protocol}",
+            figures_beside.beside_baselines(bootstrap, found, tuple(trivial), BESIDE),
+            title="Every figure beside its baseline and its null",
+            text="Each figure with its interval by patient; the best trivial baseline in that metric and the paired "
+            "difference to it; what truth dealt to other patients gives (null) and the share of permutations that are "
+            "as good (p).",
+            section="figures",
+            protocol=protocol,
+        )
     names_of = [setting.name for setting in settings]
     run.record_all(margin_rows(bootstrap, names_of, tuple(trivial), MARGINS, protocol))
     run.record_all([minutes_row(protocol, setting.name, setting.seconds) for setting in settings])

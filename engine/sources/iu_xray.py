@@ -26,11 +26,10 @@ import pandas as pd
 from engine.dataset import Dataset
 from engine.errors import DataError
 from engine.labels import STUDY_LABELS
-from engine.sources.annotation_files import beside, read_annotations
+from engine.sources.annotation_files import read_annotations
 from engine.sources.files import LARGEST_FILE, FileReader, count_suffixes, existing_folder, is_image, walk_files
-from engine.sources.iu_labels import read_labels
+from engine.sources.iu_label_choice import AUTO, AUTOMATIC, FILE, LABEL_SOURCES, choose_labels
 from engine.sources.mask_files import find_masks
-from engine.sources.mesh import is_indexed, study_labels
 from engine.sources.openi import (
     PROJECTIONS_TABLE,
     REPORTS_TABLE,
@@ -70,6 +69,7 @@ def open_iu_xray(
     view: str = "frontal",
     images: str = "any",
     labels: str | None = None,
+    label_source: str = "auto",
     unlabelled: str = "drop",
     text: str = "findings+impression",
     layout: str | None = None,
@@ -96,9 +96,13 @@ def open_iu_xray(
         are absent. ignore: one sample a report, text alone.
     labels : str
         A labels file (see `read_labels`), as found from here or from the folder. Without it ``labels.csv`` or
-        ``labels.json`` in the folder; else labels come from ``MeSH/major`` (see `engine.sources.mesh`).
+        ``labels.json`` in the folder.
+    label_source : {"auto", "file", "mesh", "torchxrayvision"}
+        Where the labels come from: the labels file; ``MeSH/major`` (see `engine.sources.mesh`); or ``MeSH/automatic``
+        as torchxrayvision reads it (see `engine.sources.txrv`; official reports only). auto: the file where there is
+        one, else mesh. What the others say goes into columns of its own (see `engine.sources.label_sources`).
     unlabelled : {"drop", "no-finding"}
-        What becomes of reports that the labels file does not know.
+        What becomes of reports that the labels file does not know, where labels come from it.
     text : str
         Sections joined by a space: findings, impression, indication, comparison, joined by "+".
     layout : {"official", "kaggle"}
@@ -127,6 +131,7 @@ def open_iu_xray(
     as_choice("view", view, VIEWS)
     as_choice("images", images, IMAGES)
     as_choice("unlabelled", unlabelled, ("drop", "no-finding"))
+    as_choice("label_source", label_source, LABEL_SOURCES)
     sections = [as_choice("text", part.strip(), SECTIONS) for part in text.replace(" ", "+").split("+") if part.strip()]
     root = existing_folder(path, schema)
     files = walk_files(root)
@@ -143,9 +148,10 @@ def open_iu_xray(
         table = _present_images(table, images, files, schema, notes)
     samples = _samples(table, read.reports, sections)
 
-    values, labelled = _labels(samples, root, files, labels, schema, notes)
-    samples["labelled"] = labelled
-    if not labelled.all() and unlabelled == "drop" and (labels or _labels_in_folder(files)):
+    chosen = choose_labels(samples, root, files, labels, label_source, schema, notes)
+    values, labelled = chosen.values, chosen.known
+    samples = samples.assign(labelled=labelled, **chosen.columns)
+    if not labelled.all() and unlabelled == "drop" and chosen.source == FILE:
         notes.append(f"{int((~labelled).sum())} samples are not in the labels file and were left out")
         samples, values = samples[labelled].reset_index(drop=True), values[labelled]
     annotations = read_annotations(
@@ -163,7 +169,16 @@ def open_iu_xray(
         logger.info("%s: %s", schema, note)
     return Dataset(
         schema=schema,
-        name=dataset_name("iu-xray", root, view=view, images=images, labels=labels, text=text, layout=layout),
+        name=dataset_name(
+            "iu-xray",
+            root,
+            view=view,
+            images=images,
+            labels=labels,
+            label_source=None if label_source == AUTO else label_source,
+            text=text,
+            layout=layout,
+        ),
         samples=samples,
         label_names=STUDY_LABELS,
         labels=values,
@@ -289,38 +304,6 @@ def _samples(table: pd.DataFrame, reports: pd.DataFrame, sections: list[str]) ->
             "caption": table["caption"],
         }
     )
-    samples = pd.concat([samples, of_report[[*SECTIONS, "mesh"]]], axis=1)
+    told = [*SECTIONS, "mesh", *([AUTOMATIC] if AUTOMATIC in of_report else [])]
+    samples = pd.concat([samples, of_report[told]], axis=1)
     return samples.astype({name: object for name in samples.columns if name != "image_present"})
-
-
-def _labels_in_folder(files: list[str]) -> str | None:
-    return find_table([name for name in files if "/" not in name], "labels.csv", "labels.json")
-
-
-def _labels(
-    samples: pd.DataFrame, root: str, files: list[str], labels: str | None, schema: str, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 14 labels of each sample, and whether anybody looked for them."""
-    found = _labels_in_folder(files)
-    if labels is None and found is None:
-        terms = [mesh.split(";") for mesh in samples["mesh"]]
-        indexed = np.array([is_indexed(of_report) for of_report in terms], dtype=bool)
-        never = int((~indexed).sum())
-        notes.append(
-            "labels come from MeSH/major" + (f"; {never} samples were never coded: No Finding" if never else "")
-        )
-        values = [study_labels(of_report) for of_report in terms]
-        return np.array(values, dtype=np.int8).reshape(len(samples), len(STUDY_LABELS)), indexed
-    path = beside(labels, root) if labels else os.path.join(root, found or "")
-    table = read_labels(path)
-    rows = table.index.get_indexer(samples["id"])
-    rows = np.where(rows >= 0, rows, table.index.get_indexer(samples["group"]))
-    if not (rows >= 0).any():
-        raise DataError(
-            f"{schema!r}: no report or image of the data set is in the labels {path!r}: their keys are like "
-            f"{table.index[0]!r}, those of the data set like {samples['group'].iloc[0]!r} and {samples['id'].iloc[0]!r}"
-        )
-    notes.append(f"labels come from {os.path.basename(path)}")
-    nothing = pd.Series(0, index=table.columns).where(table.columns != STUDY_LABELS[-1], 1).to_numpy(dtype=np.int8)
-    values = np.where((rows >= 0)[:, None], table.to_numpy()[np.maximum(rows, 0)], nothing)
-    return values.astype(np.int8), rows >= 0

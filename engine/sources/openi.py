@@ -22,7 +22,7 @@ from engine.errors import DataError
 from engine.tables import place, read_table, require_columns, text_of
 
 SECTIONS = ("indication", "comparison", "findings", "impression")
-REPORT_COLUMNS = ("uid", *SECTIONS, "mesh")
+REPORT_COLUMNS = ("uid", *SECTIONS, "mesh", "mesh_automatic")
 IMAGE_COLUMNS = ("uid", "image", "file", "view", "caption")
 REPORTS_TABLE, PROJECTIONS_TABLE = "indiana_reports.csv", "indiana_projections.csv"
 LARGEST_XML = 4 * 2**20
@@ -105,7 +105,9 @@ def read_official(root: str, files: Sequence[str]) -> Reports:
         if uid in first_file:
             raise DataError(f"the uid {uid!r} is in both {first_file[uid]!r} and {name!r}; remove one of them")
         first_file[uid] = name
-        reports.append((uid, *_sections(tree), ";".join(_texts(tree, "MeSH/major"))))
+        reports.append(
+            (uid, *_sections(tree), *(";".join(_texts(tree, f"MeSH/{kind}")) for kind in ("major", "automatic")))
+        )
         images += _images(tree, uid)
     if not reports:
         raise DataError(f"none of the {foreign} XML files below {root!r} is an Open-i report (eCitation with uId)")

@@ -18,7 +18,7 @@ from analysis import cam
 from analysis.heads import LinearHead
 from engine.errors import DataError, UsageError
 from engine.pixels import Preprocess
-from engine.trunks import describe_trunk
+from engine.trunks import CamLayer
 from tests.analysis.tiny_encoder import KINDS, VITS, some_pixels, tiny_encoder
 
 
@@ -109,10 +109,7 @@ def test_zero_gradient_is_an_error_where_the_class_token_is_pooled(kind: str, fo
     last = f"{encoder.trunk.block_path}.{len(encoder.trunk.blocks) - 1}"
     behind = ["", ".mlp"] + [".norm2", ".attn"] * (kind == "timm_token_vit") + [".ln_2"] * (kind != "timm_token_vit")
     for name in behind:
-        explainer = cam.Explainer(encoder)
-        explainer.layer_name = last + name
-        explainer.layer = explainer.tower.get_submodule(explainer.layer_name)
-        explainer._reshape = encoder.trunk._map
+        explainer = cam.Explainer(encoder, last + name)
         with pytest.raises(cam.ZeroGradientError, match=rf"edema.*{last}{name}.*{last}\.(norm|ln_)1"):
             explainer.heatmaps(pixels, [target])
     assert np.abs(cam.heatmap(encoder, pixels, target).raw).max() > 0
@@ -215,12 +212,14 @@ def test_lower_precision_is_explained_in_float32(precision: torch.dtype, folder:
 
 @pytest.mark.parametrize("method", cam.METHODS)
 def test_every_method_gives_a_map_or_says_that_it_is_empty(method: str, folder: Path) -> None:
-    encoder = tiny_encoder("cnn", folder)
+    encoder = tiny_encoder("open_clip_token_vit", folder)
+    if method not in cam.methods_for(encoder.trunk):
+        pytest.skip("not for this tower")
     pixels = some_pixels(encoder)
     found = [cam.heatmap(encoder, pixels, cam.HeadTarget(sign * a_vector(1)), method=method) for sign in (1, -1)]
     assert any(not each.empty for each in found)
     for each in found:
-        assert each.method == method
+        assert each.method == method and each.empty == bool(each.note.startswith("empty"))
         assert each.map.shape == pixels.shape[:2] and each.map.min() >= 0 and each.map.max() <= 1
 
 
@@ -272,18 +271,14 @@ def _fake(tower: _PatchTower) -> Any:
     return SimpleNamespace(
         model=SimpleNamespace(visual=tower),
         preprocess=Preprocess(size=(64, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-        trunk=None,
+        trunk=SimpleNamespace(
+            kind="cnn",
+            has_tokens=False,
+            has_open_blocks=False,
+            visual=tower,
+            cam_layer=lambda which: CamLayer(tower.patches, None, "patches"),
+        ),
     )
-
-
-@pytest.fixture(autouse=True)
-def _know_the_patch_tower(monkeypatch: pytest.MonkeyPatch) -> None:
-    def describe(visual: nn.Module) -> Any:
-        if isinstance(visual, _PatchTower):
-            return SimpleNamespace(cam_layer=lambda which: (visual.patches, None, "patches"))
-        return describe_trunk(visual)
-
-    monkeypatch.setattr(cam, "describe_trunk", describe)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (700, 512), (480, 901), (33, 40)])
@@ -327,8 +322,8 @@ def test_values_changed_in_place_behind_the_layer_are_not_what_is_weighted() -> 
     image[:16, :16] = 255
     found = cam.heatmap(_fake(tower), image, cam.HeadTarget(np.array([1.0, 0.0])))
     weight = 1 / 16 / 16  # mean over 16 patches, of which one is not cut off by the activation
-    np.testing.assert_allclose(found.raw[0, 0], 0.5 * weight, rtol=1e-5)
-    np.testing.assert_allclose(found.raw[1:, 1:], -0.5 * weight, rtol=1e-5)
+    np.testing.assert_allclose(found.raw[0, 0], 0.5 * weight, rtol=1e-4)
+    np.testing.assert_allclose(found.raw[1:, 1:], -0.5 * weight, rtol=1e-4)
 
 
 def test_callers_autocast_does_not_reach_the_map(folder: Path) -> None:

@@ -229,7 +229,7 @@ def test_trunk__map_keeps_the_patches_places(folders):
 
 def test_trunk__unknown_layers(folders):
     encoder = load_encoder(f"local-dir:{folders['open_clip_token_vit']}", device="cpu")
-    with pytest.raises(UsageError, match="did you mean 'paper'"):
+    with pytest.raises(UsageError, match="nearest: paper"):
         encoder.cam_layer("papre")
     with pytest.raises(UsageError, match="no block -4"):
         encoder.cam_layer(-4)

@@ -9,7 +9,8 @@ from sklearn.model_selection import train_test_split
 
 from engine.dataset import Dataset
 from engine.errors import DataError, UsageError
-from engine.splits import apply_split, check_split, given, grouped_split, study_split
+from engine.sources import open_dataset
+from engine.splits import apply_split, check_split, given, grouped_split, resplit, study_split
 from tests.conftest import shared_data
 
 
@@ -100,3 +101,24 @@ def test_given__needs_a_split_that_is_known():
 def test_apply_split__names_the_nearest_way():
     with pytest.raises(UsageError, match=r"unknown split 'group'; nearest: grouped"):
         apply_split(dataset(["a", "b"]), "group")
+
+
+def test_study_split__from_another_seed_is_made_in_the_same_way():
+    uids = np.array([f"u{number // 2}" for number in range(200)], dtype=object)
+    train, rest = train_test_split(pd.unique(uids), test_size=0.30, random_state=7, shuffle=True)
+    val, _ = train_test_split(rest, test_size=0.50, random_state=7, shuffle=True)
+    expected = np.where(np.isin(uids, train), "train", np.where(np.isin(uids, val), "val", "test"))
+    np.testing.assert_array_equal(study_split(uids, 7), expected)
+
+
+@pytest.mark.parametrize("how", ["study", "grouped", "stratified", "given"])
+def test_resplit__gives_other_splits_of_the_same_kind(how):
+    drawn = open_dataset("phantom:300?seed=1&size=64&enrich=0.2")
+    first = apply_split(drawn, "grouped" if how == "given" else how, 0)
+    again = [resplit(first, number, how, 0).samples["split"].to_numpy() for number in (0, 1, 1, 2)]
+    assert (again[0] == first.samples["split"]).all() and (again[1] == again[2]).all()
+    assert (again[1] != again[0]).any() and (again[3] != again[1]).any()
+    for split in again:
+        shares = pd.Series(split).value_counts(normalize=True)
+        assert abs(shares["train"] - 0.7) < 0.05 and shares["test"] > 0.08
+        assert pd.DataFrame({"group": first.groups, "split": split}).groupby("group")["split"].nunique().max() == 1

@@ -19,7 +19,14 @@ from jobs import config as configs
 from jobs import study, study_analyses
 from tests import models
 
-SMALL = {"replicates": 100, "showcase.images": 1, "showcase.neighbours": 3, "finetune.epochs": 1}
+SMALL = {
+    "replicates": 100,
+    "permutations": 20,
+    "sensitivity": False,
+    "showcase.images": 1,
+    "showcase.neighbours": 3,
+    "finetune.epochs": 1,
+}
 
 
 def run_study(
@@ -33,7 +40,13 @@ def run_study(
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Result, Path, Path]:
     folder = tmp_path_factory.mktemp("study")
     model = models.open_clip_vit(folder / "model")
-    overrides = {"protocols": ["sound", "paper"], "heatmaps.per_label": 2, "heatmaps.panels": 2}
+    overrides = {
+        "protocols": ["sound", "paper"],
+        "heatmaps.per_label": 2,
+        "heatmaps.panels": 2,
+        "seeds": 3,
+        "sensitivity": True,
+    }
     result = run_study("phantom:90?seed=3&enrich=0.1&size=96", model, folder / "run", folder / "cache", **overrides)
     return result, model, folder
 
@@ -94,6 +107,47 @@ def test_study__asks_of_thresholds_subgroups_the_space_and_the_split(small_run) 
     assert search.loc[recalls, "value"].between(0, 1).all() and search.loc[recalls, "null"].between(0, 1).all()
     differences = record.rows("difference")
     assert (differences["p_holm"].dropna() >= differences["p"].dropna()).all()
+
+
+def test_study__puts_the_claims_and_its_own_choices_to_the_test(small_run) -> None:
+    folder = small_run[0].folder
+    record = run_record.read_run(folder)
+    truth, scores = record.scores.truth, record.scores
+    said = pd.read_csv(folder / "tables/claims-over-prediction-paper.csv")
+    assert set(said["family"]) == {"fixed", "minmax", "prevalence", "f1", "zero", "own"}
+    place = [(a, b) for a, b in zip(scores.settings, scores.protocols, strict=True)].index(("Zero-shot", "paper"))
+    raw = scores.values[place].astype(np.float64)
+    spread = (raw - raw.min(axis=1, keepdims=True)) / (np.ptp(raw, axis=1, keepdims=True) + 1e-8)
+    row = said[(said["setting"] == "Zero-shot") & (said["family"] == "minmax") & said["label"].isna()].iloc[0]
+    assert row["ratio"] == pytest.approx((spread > 0.5).sum() / truth.sum(), rel=1e-5)
+    row = said[(said["setting"] == "Zero-shot") & (said["family"] == "zero") & said["label"].isna()].iloc[0]
+    assert row["ratio"] == pytest.approx((raw > 0).sum() / truth.sum(), rel=1e-5)
+    # Each protocol has a setting's figures beside the best trivial baseline and a null, in the run's own numbers.
+    figures = pd.read_csv(folder / "tables/figures-sound.csv").set_index(["setting", "metric"])
+    metrics = record.rows("metric")
+    own = metrics[(metrics["protocol"] == "sound") & metrics["label"].isna() & (metrics["metric"] == "lrap")]
+    own = own.set_index("setting")
+    trivial = own.loc[own["baseline"] == True, "value"]  # noqa: E712
+    for setting in ("Zero-shot", "Linear probe", "Fine-tuning"):
+        assert figures.loc[(setting, "lrap"), "value"] == pytest.approx(own.loc[setting, "value"], rel=1e-5)
+        assert figures.loc[(setting, "lrap"), "baseline_value"] == pytest.approx(trivial.max(), rel=1e-5)
+        assert own.loc[setting, ["null", "null_low", "null_high", "p"]].notna().all()
+    # Seeds: this run is the first repeat, the others have other splits.
+    each = pd.read_csv(folder / "tables/seeds-each-sound.csv")
+    assert each["split"].nunique() == 3 and set(each["setting"]) == {"Zero-shot", "Linear probe", "Prevalence ranking"}
+    first = each[(each["repeat"] == 0) & (each["metric"] == "lrap")].set_index("setting")["value"]
+    assert first["Linear probe"] == pytest.approx(own.loc["Linear probe", "value"], rel=1e-5)
+    spread_of = pd.read_csv(folder / "tables/seeds-sound.csv").set_index(["setting", "metric"])
+    values = each[(each["setting"] == "Linear probe") & (each["metric"] == "lrap")]["value"]
+    assert spread_of.loc[("Linear probe", "lrap"), "deviation"] == pytest.approx(values.std(), rel=1e-4)
+    changed = pd.read_csv(folder / "tables/sensitivity-paper.csv")
+    assert {"nothing", "thresholds", "prompts", "normalisation"} == set(changed["changed"])
+    raw_dots = changed[(changed["changed"] == "nothing") & (changed["setting"] == "Zero-shot")]
+    assert raw_dots.set_index("metric").loc["lrap", "value"] == pytest.approx(
+        label_ranking_average_precision_score(truth, raw), abs=1e-5
+    )
+    page = small_run[0].report.read_text()
+    assert "Claim 1, zero-shot over-predicts every label" in page and "Further tables" in page
 
 
 @pytest.mark.parametrize("items, right, k", [(20, 1, 5), (20, 4, 10), (7, 7, 1), (6, 3, 10)])
