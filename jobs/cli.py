@@ -17,6 +17,7 @@ import click
 
 from engine.errors import FluoroscopeError
 from engine.version import __version__
+from jobs import interrupts
 from jobs.commands.group import LazyGroup
 
 DONE, FAILED, USAGE, DONE_WITH_FAILURES, STOPPED = 0, 1, 2, 3, 130
@@ -39,8 +40,11 @@ def fluoro() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
     try:
-        status = run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:  # while an earlier one was told
+        with interrupts.heard():
+            status = run(list(sys.argv[1:] if arguments is None else arguments))
+        if status != STOPPED:
+            interrupts.deafen()
+    except KeyboardInterrupt:  # while an earlier one was told, or the job had just ended
         status = STOPPED
     if status == STOPPED:
         _leave_at_once(status)

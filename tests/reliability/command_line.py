@@ -127,14 +127,17 @@ def serve() -> None:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         else:
+            # What is pressed before the command line has begun waits until it has.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             answer = os.fork()
             if not answer:
                 _run(**request)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         print(json.dumps(answer), flush=True)
 
 
 def _run(arguments: list[str], said: str, before: str) -> None:
-    from jobs.cli import main
+    from jobs import cli
 
     os.setsid()
     target = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -143,8 +146,15 @@ def _run(arguments: list[str], said: str, before: str) -> None:
         os.dup2(old, new)
     sys.argv = ["fluoro", *arguments]
     exec(before, {})
+    run = cli.run
+
+    def begun(arguments: list[str]) -> int:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return run(arguments)
+
+    cli.run = begun
     try:
-        main(arguments)
+        cli.main(arguments)
     except SystemExit as end:
         # As the interpreter ends, but for taking apart all modules, which a forked process would first have to copy.
         threading._shutdown()  # type: ignore[attr-defined]

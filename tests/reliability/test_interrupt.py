@@ -74,7 +74,9 @@ class Place(NamedTuple):
     calm: Path
 
     def arguments(self, cache: Path, *more: str, dataset: str = "") -> list[str]:
-        model = ["--model", f"local-dir:{self.model}", "--device", "cpu", "--batch-size", str(BATCH)]
+        # Where a device has a faster precision, its trial on the first images would come before the first batch.
+        model = ["--model", f"local-dir:{self.model}", "--device", "cpu", "--precision", "fp32"]
+        model += ["--batch-size", str(BATCH)]
         return ["embed", dataset or f"folder:{self.images}", *model, "--cache", str(cache), *more]
 
 
@@ -174,7 +176,7 @@ def test_a_second_ctrl_c_leaves_without_waiting_for_the_disk(tmp_path, place, se
 
 def test_ctrl_c_while_a_source_hangs_leaves_at_the_second_one_and_keeps_what_is_computed(tmp_path, place, server):
     """The first one waits for the images that are being read, as for a batch."""
-    hung = tmp_path / "hung"
+    hung, devices = tmp_path / "hung", tmp_path / "batches"
     slow = f"""
 import time
 from engine.sources.files import FileReader
@@ -186,11 +188,12 @@ def hangs(self, uri):
     return read(self, uri)
 FileReader.read = hangs
 """
+    slow += SLOW_DEVICE.format(notes=str(devices))
     job = server.fluoro(tmp_path, *place.arguments(tmp_path / "cache"), before=slow)
-    job.wait_for(lambda: hung.exists())
-    time.sleep(1)
+    job.wait_for(lambda: hung.exists() and count(devices) == 48 / BATCH)
+    time.sleep(crowd())
     job.interrupt(group=True)
-    time.sleep(0.5)
+    time.sleep(0.5 * crowd())
     job.interrupt(group=True)
     assert leaves(job) == STOPPED
     assert rows_in(tmp_path / "cache") == 48
