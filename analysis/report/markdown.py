@@ -19,6 +19,7 @@ def write_markdown(title: str, view: Mapping[str, Any], sections: Sequence[Secti
         lines += [escape(view["subtitle"]), ""]
     lines += [" · ".join(f"{escape(fact['name'])}: {escape(fact['value'])}" for fact in view["facts"]), ""]
     lines += _summary(view["summary"]) if view.get("summary") else []
+    lines += [*_items(view["said"]), ""] if view.get("said") else []
     for section in sections:
         group = f" ({escape(section.group)})" if section.group.startswith("Protocol") else ""
         lines += [f"## {escape(section.title)}{group}", ""]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import run_record
-from analysis.report.blocks import Heading, Section, Sentences
+from analysis.report.blocks import Details, Heading, Section, Sentences
 from analysis.report.sharing import is_private
 from analysis.report.tables import Cell, Row, Table, number
 
@@ -31,6 +31,8 @@ OF_A_PROTOCOL = (
     "heatmaps",
 )
 LONG_TEXT = 40
+# Longer tables open on demand, so that the page can be read in one go.
+LONG_TABLE = 24
 
 
 class Place(NamedTuple):
@@ -92,6 +94,7 @@ def plain_tables(record: run_record.RunRecord) -> list[dict[str, Any]]:
                 "table": table,
                 "sentences": list(dict.fromkeys(said)),
                 "section": section,
+                "home": _home(section, protocol),
                 "protocol": protocol,
             }
         )
@@ -103,14 +106,14 @@ def plain_sections(record: run_record.RunRecord) -> dict[str, list[Section]]:
 
     Those of a protocol's own section are left to it (`blocks_of`).
     """
-    shown = [part for part in plain_tables(record) if part["section"] not in OF_A_PROTOCOL]
+    shown = [part for part in plain_tables(record) if part["home"] not in OF_A_PROTOCOL]
     parts: dict[str, list[Section]] = {}
-    for name in dict.fromkeys(part["section"] for part in shown):
+    for name in dict.fromkeys(part["home"] for part in shown):
         place = _place(name)
         blocks: list[Any] = []
         for part in shown:
-            if part["section"] == name:
-                blocks += [Sentences(part["sentences"]), Heading(part["title"]), part["table"]]
+            if part["home"] == name:
+                blocks += [Sentences(part["sentences"]), *_shown(part["title"], part["table"])]
         anchor = "told-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
         parts.setdefault(place.part, []).append(Section(anchor, place.title, place.group, place.lead, blocks))
     return parts
@@ -120,10 +123,24 @@ def blocks_of(record: run_record.RunRecord, section: str, protocol: str, first: 
     """Return the announced tables of a protocol's section; those of no protocol go to the ``first`` one shown."""
     blocks: list[Any] = []
     for part in plain_tables(record):
-        if part["section"] == section and (part["protocol"] == protocol or (first and not part["protocol"])):
-            # The section tells its sentences itself.
-            blocks += [Heading(part["title"].removesuffix(f" (protocol {protocol})")), part["table"]]
+        if part["home"] == section and (part["protocol"] == protocol or (first and not part["protocol"])):
+            # The section tells its own sentences itself.
+            said = [Sentences(part["sentences"])] if part["section"] != section else []
+            blocks += [*said, *_shown(part["title"].removesuffix(f" (protocol {protocol})"), part["table"])]
     return blocks
+
+
+def _shown(title: str, table: Table) -> list[Any]:
+    if len(table.rows) > LONG_TABLE:
+        return [Details(f"{title} ({len(table.rows):,} rows)", [table])]
+    return [Heading(title), table]
+
+
+def _home(section: str, protocol: str) -> str:
+    """Return the section of the page that an announced section belongs to."""
+    if section == "labels" and not protocol:
+        return "label_sources"
+    return {"figures": "settings"}.get(section, section)
 
 
 def told_beside_tables(record: run_record.RunRecord) -> set[str]:

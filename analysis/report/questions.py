@@ -46,23 +46,33 @@ MEASURE_TITLES = {
 
 
 def differences_table(rows: pd.DataFrame, protocol: str) -> Table | None:
-    """Return one row a pair of settings and metric, with its interval and p-value corrected over all of them."""
+    """Return one row a pair of settings, one column a metric: difference, interval, corrected p and who is better."""
     if rows.empty:
         return None
+    metrics = list(dict.fromkeys(rows["metric"]))
     lines = []
-    for row in rows.to_dict("records"):
-        cells = [
-            Cell(f"{row['setting']} − {row['other']}"),
-            Cell(METRIC_TITLES.get(row["metric"], row["metric"])),
-            value_cell(pd.DataFrame([row])),
-            _p_cell(row["p"]),
-            _p_cell(row["p_holm"]),
-            Cell(row["better"] or "not shown"),
-        ]
-        lines.append(Row(cells, "" if row["better"] else "baseline"))
-    columns = ["pair", "metric", "difference", "p", "p, corrected", "better"]
-    caption = "Paired differences on the same resamples of patients; p-values corrected by Holm over all rows."
+    for (setting, other), part in rows.groupby(["setting", "other"], sort=False):
+        of_metric = part.drop_duplicates("metric").set_index("metric")
+        cells = [Cell(f"{setting} − {other}")]
+        for metric in metrics:
+            cells.append(_difference_cell(of_metric.loc[metric]) if metric in of_metric.index else Cell("–"))
+        lines.append(Row(cells))
+    columns = ["pair", *(METRIC_TITLES.get(metric, metric) for metric in metrics)]
+    caption = (
+        "Paired differences on the same resamples of patients, with their 95 % intervals; p is corrected by Holm over "
+        "all of them. Where one is shown to be better, it is named."
+    )
     return Table(columns, lines, caption, f"tables/differences-{protocol}.csv", rows.dropna(axis=1, how="all"))
+
+
+def _difference_cell(row: pd.Series) -> Cell:
+    if not _finite(row["value"]):
+        return Cell("–")
+    bounds = f"{number(row['low'])} – {number(row['high'])}" if _finite(row["low"]) and _finite(row["high"]) else ""
+    p = f"p = {number(row['p_holm'])}" if _finite(row["p_holm"]) else ""
+    better = f"{row['better']} is better" if isinstance(row["better"], str) and row["better"] else ""
+    small = "; ".join(part for part in (bounds, p, better) if part)
+    return Cell(number(row["value"]), small, float(row["value"]))
 
 
 def thresholds_table(rows: pd.DataFrame, colours: dict[str, str], protocol: str) -> Table | None:
@@ -177,10 +187,6 @@ def _measure_cell(row: pd.Series) -> Cell:
     if _finite(row["null"]):
         small += f"{'; ' if small else ''}null {number(row['null'])}, p = {number(row['p'])}"
     return Cell(number(row["value"]), small, float(row["value"]))
-
-
-def _p_cell(value: float) -> Cell:
-    return Cell(number(value), sort=float(value)) if _finite(value) else Cell("–")
 
 
 def _finite(value: float | None) -> bool:

@@ -45,7 +45,9 @@ def settings_table(
         cells = [Cell(f"published: {setting}")]
         cells += [value_cell(part[part["metric"] == metric]) for metric, _, _ in shown]
         rows.append(Row([*cells, value_cell(part[part["metric"] == "ratio"])], "reference"))
-    columns = ["setting"] + [f"{title} {arrows[direction]}" for _, title, direction in shown] + ["inter/intra ↑"]
+    titles = [(title, direction) for _, title, direction in shown] + [("inter/intra", "up")]
+    # An arrow alone on a line of the head says nothing.
+    columns = ["setting"] + [f"{title}\N{NO-BREAK SPACE}{arrows[direction]}" for title, direction in titles]
     return Table(
         columns,
         rows,

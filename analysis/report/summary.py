@@ -20,7 +20,9 @@ from analysis.sentences import TITLES, is_caution
 
 ANSWERED = ("lrap", "f1_macro", "exact_match", "map", "auroc_macro")
 BESIDE_THEIR_TABLES = ("distances", "thresholds", "subgroups", "space")
-MOST_WARNINGS = 8
+# What a study was made to answer is told on the first screen, also where it has a table of its own.
+FIRST = ("claims", "differences", "classification")
+MOST_WARNINGS = 6
 BAR_WIDTH, BAR_HEIGHT = 132, 16
 
 
@@ -115,8 +117,9 @@ def findings(record: run_record.RunRecord) -> list[str]:
     """Return the run's other sentences, but for those that stand beside their own tables."""
     said = record.rows("sentence")
     beside = told_beside_tables(record).union(BESIDE_THEIR_TABLES)
-    kept = [str(row.text) for row in said.itertuples() if row.text and row.section not in beside]
-    return list(dict.fromkeys(text for text in kept if not is_caution(text)))
+    shown = [row for row in said.itertuples() if row.text and (row.section in FIRST or row.section not in beside)]
+    shown.sort(key=lambda row: FIRST.index(row.section) if row.section in FIRST else len(FIRST))
+    return list(dict.fromkeys(str(row.text) for row in shown if not is_caution(str(row.text))))
 
 
 def summary_view(record: run_record.RunRecord, colours: dict[str, str]) -> dict[str, Any]:

@@ -166,8 +166,8 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "report",
             "jobs.commands.study:report",
-            "Build a run's report.html again from its results",
-            "fluoro report runs/demo",
+            "Build a report again, or one that compares runs",
+            "fluoro report runs/demo --shareable",
         ),
     ),
     "Machine": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,7 +28,17 @@ def study(**given: Any) -> dict[str, Any]:
 
 
 @verb("report", "jobs.report")
-@click.argument("run", metavar="RUN", required=False)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=False)
+@click.option(
+    "--shareable", is_flag=True, default=None, help="Without images, texts, sample ids, paths. [into RUN/shareable]"
+)
+@click.option("--replicates", type=int, metavar="R", help="Bootstrap replicates of a comparison. [10000]")
+@click.option(
+    "--out", "-o", metavar="DIR", type=click.Path(path_type=Path), help="Folder to write to. [RUN; several: comparison]"
+)
 def report(**given: Any) -> dict[str, Any]:
-    """Build report.html of the run folder RUN again, from the results in it alone."""
+    """Build the report of the run folder RUN again, from the results in it alone; of several, one that compares them.
+
+    Leaves report.html, report.md, and for each table a CSV; for one run also its settings as LaTeX.
+    """
     return given

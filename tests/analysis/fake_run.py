@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 
 from analysis.run_record import Scores, write_scores
-from engine.labels import STUDY_LABELS
 
+LABELS = ("Cardiomegaly", "Lung Opacity", "Edema", "Fracture", "No Finding")
 SETTINGS = ("Zero-shot", "Linear probe", "Fine-tuning")
 BASELINES = ("Random", "Prevalence ranking")
 
 
-def write_fake_run(folder: Path, label_names: tuple[str, ...] = STUDY_LABELS, samples: int = 60) -> Path:
+def write_fake_run(folder: Path, label_names: tuple[str, ...] = LABELS, samples: int = 60) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     truth = (rng.random((samples, len(label_names))) < 0.2).astype(np.int8)
