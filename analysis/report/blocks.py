@@ -109,10 +109,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that open on demand; printed open."""
+    """Blocks that open on demand; printed open, unless they are ``long``."""
 
     title: str
     blocks: Sequence[Any]
+    long: bool = False
     kind: ClassVar[str] = "details"
     private: ClassVar[bool] = False
 
@@ -199,7 +200,7 @@ def _present(blocks: Sequence[Any], shareable: bool) -> list[Any]:
         if isinstance(block, Details):
             inner = _present(block.blocks, shareable)
             if inner:
-                kept.append(Details(block.title, inner))
+                kept.append(Details(block.title, inner, block.long))
         elif not (isinstance(block, Sentences) and not block.items):
             kept.append(block)
     # A heading with nothing below it announces nothing.

@@ -113,7 +113,8 @@ def plain_sections(record: run_record.RunRecord) -> dict[str, list[Section]]:
         blocks: list[Any] = []
         for part in shown:
             if part["home"] == name:
-                blocks += [Sentences(part["sentences"]), *_shown(part["title"], part["table"])]
+                title = part["title"] if len(record.protocols) > 1 else _without_protocol(part)
+                blocks += [Sentences(part["sentences"]), *_shown(title, part["table"])]
         anchor = "told-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
         parts.setdefault(place.part, []).append(Section(anchor, place.title, place.group, place.lead, blocks))
     return parts
@@ -126,14 +127,18 @@ def blocks_of(record: run_record.RunRecord, section: str, protocol: str, first: 
         if part["home"] == section and (part["protocol"] == protocol or (first and not part["protocol"])):
             # The section tells its own sentences itself.
             said = [Sentences(part["sentences"])] if part["section"] != section else []
-            blocks += [*said, *_shown(part["title"].removesuffix(f" (protocol {protocol})"), part["table"])]
+            blocks += [*said, *_shown(_without_protocol(part), part["table"])]
     return blocks
 
 
 def _shown(title: str, table: Table) -> list[Any]:
     if len(table.rows) > LONG_TABLE:
-        return [Details(f"{title} ({len(table.rows):,} rows)", [table])]
+        return [Details(f"{title} ({len(table.rows):,} rows)", [table], long=True)]
     return [Heading(title), table]
+
+
+def _without_protocol(part: dict[str, Any]) -> str:
+    return str(part["title"]).removesuffix(f" (protocol {part['protocol']})")
 
 
 def _home(section: str, protocol: str) -> str:

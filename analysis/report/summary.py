@@ -109,7 +109,10 @@ def warnings(record: run_record.RunRecord) -> list[str]:
     if status and status not in ("done", "running"):
         found.append(f"The run ended as {status!r}; what follows is what it had written by then.")
     said = record.rows("sentence")
-    found += [str(row.text) for row in said.itertuples() if row.text and is_caution(str(row.text))]
+    for row in said.itertuples():
+        # What was asked is answered among the findings, whichever way the answer goes.
+        if row.text and row.section != FIRST[0] and is_caution(str(row.text)):
+            found.append(str(row.text))
     return list(dict.fromkeys(found))
 
 
@@ -119,7 +122,9 @@ def findings(record: run_record.RunRecord) -> list[str]:
     beside = told_beside_tables(record).union(BESIDE_THEIR_TABLES)
     shown = [row for row in said.itertuples() if row.text and (row.section in FIRST or row.section not in beside)]
     shown.sort(key=lambda row: FIRST.index(row.section) if row.section in FIRST else len(FIRST))
-    return list(dict.fromkeys(str(row.text) for row in shown if not is_caution(str(row.text))))
+    return list(
+        dict.fromkeys(str(row.text) for row in shown if row.section == FIRST[0] or not is_caution(str(row.text)))
+    )
 
 
 def summary_view(record: run_record.RunRecord, colours: dict[str, str]) -> dict[str, Any]:

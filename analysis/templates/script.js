@@ -41,7 +41,7 @@ if (folded) {
 }
 
 let opened = [];
-addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("main details:not([open])")]; opened.forEach(each => { each.open = true; }); });
+addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("main details:not([open], .long)")]; opened.forEach(each => { each.open = true; }); });
 addEventListener("afterprint", () => { opened.forEach(each => { each.open = false; }); });
 
 for (const figure of document.querySelectorAll("figure:has(> .map-data)")) {
