@@ -2,9 +2,9 @@
 
 Python raises KeyboardInterrupt between any two steps of the main thread. Two of those places spoil it:
 
-- in a ``__del__`` or another callback whose errors Python can only report ("Exception ignored in ..."), the interrupt is
-  printed and forgotten, and the job goes on as if nobody had pressed a key. Within `heard` it is raised again a moment
-  later, until it arrives where it can be caught;
+- in a ``__del__`` or another callback whose errors Python can only report ("Exception ignored in ..."), the interrupt
+  is printed and forgotten, and the job goes on as if nobody had pressed a key. Within `heard` it is raised again a
+  moment later, until it arrives where it can be caught;
 - after the job, while the interpreter takes itself apart, an interrupt turns a finished job into a dead one. After
   `deafen` nothing hears it any more.
 """

@@ -89,6 +89,7 @@ def test_without_it_the_status_is_lost():
 
 
 def test_a_thread_cannot_deafen_the_program():
-    code = "import threading; from jobs import interrupts\nt = threading.Thread(target=interrupts.deafen); t.start(); t.join()"
+    code = "import threading; from jobs import interrupts\n"
+    code += "t = threading.Thread(target=interrupts.deafen); t.start(); t.join()"
     code += "\nimport signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     assert python(code).stdout == "True\n"
