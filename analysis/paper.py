@@ -10,10 +10,12 @@ and its table of results (`REFERENCE_ROWS`). In short:
   (`zero_shot_scores`).
 * Decisions: each image's scores scaled by their own minimum and maximum, then > 0.5 (`decisions`); the cuts tried for
   zero-shot, 0.20 to 0.90, are all shown (`threshold_sweep`). Another cell scores classes by ``score > 0``
-  (`decisions_above_zero`).
+  (`decisions_above_zero`, `above_zero_figures`).
 * Row of the table: macro-F1, exact match, LRAP, coverage error (`table_row`), distances of the first positive label's
   classes on un-normalised embeddings (`distances_of`).
+* Domains of labels (`by_domain`, `domain_figures`); AUROC and average precision on scaled scores (`scaled_ranking`).
 * Probe: `linear_probe`. Fine-tuning: `paper_finetune_settings`, carried out by `analysis.finetuning`.
+* Heatmaps of 15 test images (`heatmap_positions`).
 
 What cannot be matched to the digit: the label table, the zero-shot threshold of the published row and the radiologist's
 annotations are not public.
@@ -28,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import distances, probes, thresholds
-from analysis.metrics import auroc, average_precision, check_truth, summary
+from analysis.metrics import auroc, average_precision, check_truth, precision_recall_f1, summary
 from analysis.prompts import Prompts, build_prompts
 from analysis.zeroshot import zero_shot_scores as dot_products
 from engine import splits
@@ -48,6 +50,13 @@ REFERENCE_ROWS: dict[str, tuple[float | None, ...]] = {
     "fine-tuning": (22.754, 12.756, 1.784, 0.235, 0.134, 0.779, 2.750, 15.47),
     "linear probe": (31.894, 21.160, 1.507, 0.183, 0.143, 0.741, 3.077, 6.10),
 }
+# What the study says of its data: frontal images, uids and images a part, and positive images of each label.
+FRONTAL_IMAGES, UIDS = 3818, 3689
+SPLIT_IMAGES = {"train": 2670, "val": 575, "test": 573}
+POSITIVE_IMAGES = dict(
+    zip(STUDY_LABELS, (70, 415, 516, 165, 49, 31, 68, 216, 20, 129, 56, 127, 163, 2400), strict=True)
+)
+MODEL = "BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 
 
 def reference_table() -> pd.DataFrame:
@@ -206,6 +215,30 @@ def paper_finetune_settings() -> dict[str, Any]:
         "autocast": "fp16-on-cuda",
         "gradient_clip": None,
     }
+
+
+def above_zero_figures(y: np.ndarray, scores: np.ndarray, label_names: Sequence[str] = STUDY_LABELS) -> pd.DataFrame:
+    """Return zero-shot's figures of each label as one of the study's cells takes them, from raw score > 0.
+
+    Returns
+    -------
+    DataFrame
+        label, positives, said (counts), precision, recall, f1 (0 where undefined).
+    """
+    return _label_figures(check_truth(y), decisions_above_zero(scores), label_names)
+
+
+def domain_figures(y: np.ndarray, decided: np.ndarray, label_names: Sequence[str] = STUDY_LABELS) -> pd.DataFrame:
+    """Return the figures of each domain (`by_domain`): label (the domain), positives, said, precision, recall, f1."""
+    names, truth, said = by_domain(y, decided, label_names)
+    return _label_figures(truth, said, names)
+
+
+def _label_figures(truth: np.ndarray, said: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    right = (truth & said).sum(axis=0)
+    precision, recall, f1 = precision_recall_f1(right, (~truth & said).sum(axis=0), (truth & ~said).sum(axis=0))
+    columns = {"label": list(names), "positives": truth.sum(axis=0), "said": said.sum(axis=0)}
+    return pd.DataFrame(columns | {"precision": precision, "recall": recall, "f1": f1})
 
 
 def heatmap_positions(test_samples: int, count: int = HEATMAP_IMAGES) -> np.ndarray:
