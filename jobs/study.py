@@ -33,9 +33,13 @@ from jobs import (
     opening,
     runs,
     study_analyses,
+    study_cards,
     study_claims,
+    study_data,
+    study_fidelity,
     study_heatmaps,
     study_labels,
+    study_ledger,
     study_records,
     study_repeats,
     study_scores,
@@ -146,6 +150,7 @@ def run(
         _describe(material, config, record)
         with record.step("split and leaks"):
             study_analyses.write_split(material, config.leaks, record)
+            study_data.write_data(material, record)
         with record.step("label sources") as step:
             step.items = study_labels.write_label_sources(material, record, config.replicates, config.seed)
         with record.step("index") as step:
@@ -173,6 +178,7 @@ def run(
         study_scores.write_score_arrays(material, compared, record)
         if "paper" in config.protocols:
             study_scores.write_references(record)
+            study_fidelity.write_fidelity(material, compared["paper"], config.split.how, record)
         first = compared[config.protocols[0]]
         with record.step("neighbours"):
             study_showcase.write_retrieval(material, first[0], index, config.showcase, record)
@@ -180,6 +186,11 @@ def run(
             distinct = [setting for setting in first if setting.name != study_settings.LINEAR_PROBE]
             study_showcase.write_embedding_map(material.dataset, distinct, record, config.seed)
             step.items = len(material.dataset)
+        study_cards.write_model(material, compared, record)
+        study_ledger.write_ledger(
+            record, compared, encoder.id, len(material.dataset), config.seeds, runs.runs_folder(config.cache)
+        )
+        study_cards.write_cards(record)
     page = report.render_report(record.folder)
     return Result(record.folder, page, len(record.failures), study_scores.summary(record.folder))
 

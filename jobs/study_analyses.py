@@ -7,7 +7,8 @@ Only test rows are scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from analysis.metrics import mean_of_defined
 from analysis.space import survey
 from analysis.space.measures import Measure
 from analysis.vectors import normalise_rows
-from engine.errors import UsageError
+from engine.errors import DataError, UsageError
 from engine.splits import SPLITS
 from engine.tables import offer
 from jobs import config as configs
@@ -151,10 +152,20 @@ def write_space(
         features = setting.features[test]
         k = min(NEIGHBOURS, len(np.unique(groups)) - 1)
         found: list[Measure] = []
+        asked: list[tuple[str, Callable[[], Sequence[Measure]]]] = [
+            ("Label separation", partial(distances.label_separation, features, truth, groups, **options)),
+            ("Overlap of labels", partial(distances.overlap_distances, features, truth, groups, **options)),
+        ]
         if k >= 1:
-            found += survey.measure_space(features, classes, truth, groups, k=k, **options)
-        found += distances.label_separation(features, truth, groups, **options)
-        found += distances.overlap_distances(features, truth, groups, **options)
+            survey_of = partial(survey.measure_space, features, classes, truth, groups, k=k, **options)
+            asked.insert(0, ("The shape of the space", survey_of))
+        for name, measured in asked:
+            # A test split too small for one question must not take the others' answers with it.
+            try:
+                found += measured()
+            except DataError as error:
+                text = f"{name} of {setting.name} ({protocol}) is not measured: {error}."
+                run.record_all(sentence_rows("space", [text]))
         run.record_all([_measure_row(each, protocol, setting.name) for each in found])
     return len(distinct)
 

@@ -1,7 +1,7 @@
 """The sources of a study's labels, held against one another.
 
 Comes in: a data set that carries labels from several sources. Goes out: two tables and sentences in the section
-"labels", where there are two sources or more.
+"label sources", where there are two sources or more.
 
 - ``tables/label-agreement.csv``: one row a pair of sources and label: n, both, only_source, only_other, neither,
   agreement, kappa with low and high.
@@ -22,7 +22,7 @@ from jobs.run_tables import write_table
 from jobs.study_records import sentence_rows
 from jobs.study_settings import Material
 
-SECTION = "labels"
+SECTION = "label sources"
 
 
 def write_label_sources(material: Material, run: runs.Run, replicates: int, seed: int) -> int:

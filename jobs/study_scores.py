@@ -103,7 +103,7 @@ def write_metrics(
             text="Each figure with its interval by patient; the best trivial baseline in that metric and the paired "
             "difference to it; what truth dealt to other patients gives (null) and the share of permutations that are "
             "as good (p).",
-            section="figures",
+            section="settings",
             protocol=protocol,
         )
     names_of = [setting.name for setting in settings]

@@ -45,6 +45,12 @@ class Place(NamedTuple):
 
 
 PLACES = {
+    "reference": Place(
+        "first",
+        "",
+        "Beside the published study",
+        "The published table beside ours under the same protocol, and what is not as in the study.",
+    ),
     "claims": Place("first", "", "The study's claims", "Each claim has a test of its own, with its interval."),
     "seeds": Place(
         "first",

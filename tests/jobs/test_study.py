@@ -147,7 +147,43 @@ def test_study__puts_the_claims_and_its_own_choices_to_the_test(small_run) -> No
         label_ranking_average_precision_score(truth, raw), abs=1e-5
     )
     page = small_run[0].report.read_text()
-    assert "Claim 1, zero-shot over-predicts every label" in page and "Further tables" in page
+    assert "Claim 1, zero-shot over-predicts every label" in page and "Beside the published study" in page
+
+
+def test_study__leaves_cards_and_a_ledger_of_its_own_numbers(small_run) -> None:
+    folder = small_run[0].folder
+    record = run_record.read_run(folder)
+    drawn = open_dataset("phantom:90?seed=3&enrich=0.1&size=96")
+    parts = pd.read_csv(folder / "tables/data-parts.csv").set_index("part")
+    assert parts["images"].to_dict() == {"all": 90, **record.provenance["split"]["counts"]}
+    findings = drawn.labels[:, :-1].sum(axis=1)
+    assert parts.loc["all", "one_finding"] == (findings == 1).sum()
+    assert parts.loc["all", "labels_an_image"] == pytest.approx(drawn.labels.sum(axis=1).mean(), rel=1e-5)
+    texts = pd.read_csv(folder / "tables/data-texts.csv").set_index("part").loc["all"]
+    lengths = [len(text.split()) for text in drawn.samples["text"]]
+    assert (texts["words_longest"], texts["words_median"]) == (max(lengths), np.median(lengths))
+    assert texts["different"] == drawn.samples["text"].nunique() and texts["tokens_longest"] >= texts["words_longest"]
+    together = pd.read_csv(folder / "tables/data-cooccurrence.csv")
+    for row in together.itertuples():
+        one, two = (drawn.labels[:, drawn.label_position(name)] for name in (row.label, row.other))
+        assert row.both == (one * two).sum()
+        assert row.lift == pytest.approx(row.both * 90 / one.sum() / two.sum(), rel=1e-4)
+    data_card, model_card = ((folder / name).read_text() for name in ("data-card.md", "model-card.md"))
+    assert "90 images of" in data_card and "| No Finding |" in data_card and "Not for diagnosis" in data_card
+    assert model_card.count("Not for diagnosis") == 2 and "## Protocol paper" in model_card
+    metrics = record.rows("metric")
+    row = metrics[(metrics["setting"] == "Linear probe") & (metrics["protocol"] == "sound") & metrics["label"].isna()]
+    row = row.set_index("metric").loc["lrap"]
+    assert f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})" in model_card
+    cuts = pd.read_csv(folder / "tables/model-thresholds.csv")
+    assert set(cuts["protocol"]) == {"sound"} and len(cuts) == 3 * len(record.label_names)
+    steps = pd.read_csv(folder / "tables/cost-steps.csv").set_index("step")
+    embedding = steps.loc["embed image and pixels"]
+    settings = pd.read_csv(folder / "tables/cost-settings.csv").set_index(["protocol", "setting"])
+    assert settings.loc[("sound", "Zero-shot"), "embedding_seconds"] == pytest.approx(embedding["seconds"], rel=1e-3)
+    assert settings["alone"].to_numpy() == pytest.approx(
+        settings["own_seconds"].to_numpy() + embedding["seconds"], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("items, right, k", [(20, 1, 5), (20, 4, 10), (7, 7, 1), (6, 3, 10)])
@@ -164,7 +200,19 @@ def test_study__an_unknown_subgroup_column_is_named(tmp_path: Path) -> None:
 
 
 def test_study__reference_rows_stand_beside_the_published_protocol_only(small_run) -> None:
-    record = run_record.read_run(small_run[0].folder)
+    folder = small_run[0].folder
+    record = run_record.read_run(folder)
+    beside = pd.read_csv(folder / "tables/paper-reference.csv").set_index(["setting", "metric"])
+    own = record.rows("metric")
+    own = own[(own["protocol"] == "paper") & own["label"].isna()].set_index(["setting", "metric"])["value"]
+    assert beside.loc[("linear probe", "lrap"), "ours"] == pytest.approx(own["Linear probe", "lrap"], rel=1e-5)
+    assert beside.loc[("zero-shot", "ratio"), ["ours", "low", "high", "null"]].notna().all()
+    conditions = pd.read_csv(folder / "tables/paper-conditions.csv").set_index("condition")["same"]
+    assert conditions[["model", "data", "labels", "split"]].eq("no").all() and conditions["fine-tuning"] == "yes"
+    cuts = pd.read_csv(folder / "tables/paper-cuts.csv")
+    assert len(cuts) == 3 * 15
+    row = cuts[(cuts["setting"] == "Zero-shot") & (cuts["cut"] == 0.5)].iloc[0]
+    assert row["f1_macro"] == pytest.approx(own["Zero-shot", "f1_macro"], rel=1e-5)
     reference = record.rows("reference").set_index(["setting", "metric"])["value"]
     assert reference["linear probe", "lrap"] == 0.741
     assert "published: linear probe" in small_run[0].report.read_text()
@@ -274,6 +322,18 @@ def test_study__refuses_images_beyond_the_limit_of_pixels(tmp_path: Path) -> Non
     failures = pd.read_csv(tmp_path / "run/failures.csv")
     assert len(failures) >= 40
     assert failures["reason"].str.contains("64 x 64 pixels exceeds the limit").all()
+
+
+def test_study__of_a_handful_of_images_says_what_it_cannot_measure(tmp_path: Path) -> None:
+    model = models.open_clip_vit(tmp_path / "model")
+    result = run_study(
+        "phantom:14?seed=4&enrich=0.15&size=64", model, tmp_path / "run", tmp_path / "cache",
+        **{"split.how": "grouped", "finetune.enabled": False, "heatmaps.enabled": False, "protocols": ["paper"]},
+    )  # fmt: skip
+    record = run_record.read_run(result.folder)
+    said = " ".join(record.rows("sentence")["text"])
+    assert len(record.scores.truth) <= 5
+    assert "is not measured: " in said and "cannot be tested here" in said
 
 
 def test_study__relative_source_without_root_says_what_to_give(tmp_path: Path) -> None:
