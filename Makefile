@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
+# Test files beside one another; each takes one core and up to 2 GB.
+JOBS ?= 2
 CACHE ?= runs/cache
 
 .DEFAULT_GOAL := help
@@ -37,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
 
 stress: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -57,6 +57,16 @@ cli.run = lambda arguments: cli.DONE_WITH_FAILURES
 cli.main([])
 """
 
+DEAFENED_BY_A_THREAD = """
+import signal, threading
+from jobs import interrupts
+
+thread = threading.Thread(target=interrupts.deafen)
+thread.start()
+thread.join()
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
 
 def python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
@@ -89,7 +99,4 @@ def test_without_it_the_status_is_lost():
 
 
 def test_a_thread_cannot_deafen_the_program():
-    code = "import threading; from jobs import interrupts\n"
-    code += "t = threading.Thread(target=interrupts.deafen); t.start(); t.join()"
-    code += "\nimport signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    assert python(code).stdout == "True\n"
+    assert python(DEAFENED_BY_A_THREAD).stdout == "True\n"
