@@ -34,15 +34,27 @@ def test_auto__keeps_what_the_cache_holds_for_this_model(tmp_path, model):
 
 
 def test_auto__depends_on_model_and_device_alone(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: True)
     assert precision.load_for(f"local-dir:{model}", tmp_path, device="cpu").precision == "bf16"
-    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: False)
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: False)
     assert precision.load_for(f"local-dir:{model}", tmp_path, device="cpu").precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("sets", "seconds", "expected"),
+    [(["avx512_bf16"], 0.5, True), (["avx512_bf16"], 1.6, False), (["amx_bf16"], 0.2, True), (["avx2"], 0.2, False)],
+    ids=["units that gain", "units that do not", "AMX", "no units"],
+)
+def test_bfloat16_is_tried_where_it_has_units_and_gains(monkeypatch, sets, seconds, expected):
+    """Some processors have the instructions and run them slower than float32's."""
+    monkeypatch.setattr(precision, "instruction_sets", lambda: sets)
+    monkeypatch.setattr(precision, "_seconds_of_product", {torch.bfloat16: seconds, torch.float32: 1.0}.get)
+    assert precision.has_fast_bfloat16.__wrapped__() is expected
 
 
 @pytest.mark.parametrize("what", [("image",), ("text",)])
 def test_trained_phantom_clip__is_compared_at_its_first_use_only(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: True)
     phantoms, compared = open_dataset(PHANTOMS), []
     real = precision.moved_by
 
@@ -61,7 +73,7 @@ def test_trained_phantom_clip__is_compared_at_its_first_use_only(tmp_path, monke
 def test_trained_efficientnet__bfloat16_moves_its_radiographs_and_is_refused(tmp_path, monkeypatch, caplog):
     """Real weights and radiographs: random weights would hide it."""
     monkeypatch.setattr(precision, "SAMPLES", 8)  # bfloat16 is slow on most machines that run this
-    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: True)
     name = f"local-dir:{shared_data('models/efflite0-minilm')}"
     images = open_dataset(f"folder:{shared_data('data/nih-cxr-subset')}/images")
     chosen = precision.load_for(name, tmp_path, device="cpu", dataset=images)
