@@ -31,3 +31,7 @@ class ModelError(FluoroscopeError):
 
 class CacheError(FluoroscopeError):
     """The cache on disk cannot be read or written as asked."""
+
+
+class TrainingError(FluoroscopeError):
+    """A training cannot go on: its loss or its gradient is no number any more."""

@@ -1,14 +1,16 @@
 """`fluoro finetune`: train the image tower with a head, and make the result an encoder of its own.
 
 Comes in: a data set and a model. Goes out: a run folder with ``model/`` (a `local-dir:` model with its own encoder id:
-the new tower, the parent's text tower, preprocessing and tokenizer), ``model/head.npz``, ``history.csv``, and the test
-of both. The pixels that the model sees are cached once; the new encoder's embeddings go through the same cache.
+the new tower, the parent's text tower, preprocessing and tokenizer), ``model/head.npz``, ``start.npz`` (the head that
+training started from), ``history.csv``, and the test of both. The pixels that the model sees, or with ``from_block``
+the tokens, are cached once; the new encoder's embeddings go through the same cache. ``checkpoints/`` holds the last and
+the best state; a run that was stopped or killed goes on from there with ``--resume``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,12 +19,12 @@ from pydantic import Field
 from analysis import finetuning
 from analysis.heads import LinearHead
 from engine.encoder import Encoder
-from engine.errors import DataError
-from jobs import measuring, study_scores, study_settings
+from engine.errors import DataError, UsageError
+from jobs import measuring, model_card, study_scores, study_settings, tuning_rows
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 
-MODEL_FOLDER, HEAD_FILE = "model", "head.npz"
+MODEL_FOLDER, HEAD_FILE, START_FILE, CHECKPOINTS = "model", "head.npz", "start.npz", "checkpoints"
 
 
 class Config(measuring.MeasureOptions):
@@ -42,34 +44,70 @@ class Config(measuring.MeasureOptions):
     zero_shot: study_settings.ZeroShotSection = Field(
         default_factory=study_settings.ZeroShotSection, description="prompts, where the head starts from text"
     )
+    checkpoint_seconds: float = Field(60.0, gt=0, description="a checkpoint at least so often, and after each epoch")
 
 
 def run(
-    config: Config, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
+    config: Config,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> measuring.Measured:
     """Train, save, embed with the new encoder, and test.
+
+    Parameters
+    ----------
+    config : Config
+    out : Path, optional
+        Run folder; a new one in the cache unless given.
+    overwrite, resume : bool
+        What to do where it exists: begin anew, or go on from its last checkpoint.
+    progress : Progress, optional
 
     Raises
     ------
     UsageError
-        An output that exists, a head for other labels or another encoder.
+        An output that exists, a head for other labels or another encoder, choices that exclude each other.
     DataError
-        No labels, an empty split, images that cannot be embedded.
+        No labels, an empty split, images that cannot be embedded, no positive in training.
+    TrainingError
+        The loss is no number any more; the message names the step and the last good checkpoint.
     """
     progress = progress or Progress()
-    with open_run("finetune", config, out=out, cache=config.cache, overwrite=overwrite) as record:
+    if resume and out is None:
+        raise UsageError("--resume goes on with a run: name its folder with --out")
+    recipe = config.finetune.recipe(config.seed)  # refused before anything is computed
+    with open_run("finetune", config, out=out, cache=config.cache, overwrite=overwrite, resume=resume) as record:
         material = measuring.prepare(config, record, progress)
-        _embed(material, material.encoder, "pixels", config, record, progress)
-        head = starting_head(config, material) if config.protocol == "sound" else None
+        if material.encoder.precision != "fp32":
+            raise UsageError(
+                f"fine-tuning starts from float32 weights, and {material.encoder.id} holds rounded ones; leave "
+                "--precision out, and say --autocast bf16 to compute in bfloat16"
+            )
+        if config.protocol == "paper":
+            recipe = finetuning.study_recipe(config.seed)
+        _embed(material, material.encoder, tuning_rows.what_of(recipe, material.encoder), config, record, progress)
+        head = _kept_start(config, material, record) if config.protocol == "sound" else None
 
         def embed(child: Encoder) -> np.ndarray:
             _embed(material, child, "image", config, record, progress)
             return material.cache.features(material.dataset, child, "image").values
 
         folder = record.path(MODEL_FOLDER)
+        checkpoints = finetuning.Checkpoints(record.path(CHECKPOINTS), seconds=config.checkpoint_seconds)
         with record.step("fine-tuning") as step:
             setting = study_settings.fine_tuning(
-                material, config.finetune, config.protocol, config.seed, folder, head, embed, progress
+                material,
+                config.finetune,
+                config.protocol,
+                config.seed,
+                folder,
+                head,
+                embed,
+                progress,
+                checkpoints=checkpoints,
             )
             step.items = len(material.rows("train")) * len(setting.details["history"])
         pd.DataFrame(setting.details["history"]).to_csv(record.path("history.csv"), index=False)
@@ -81,7 +119,9 @@ def run(
                 material, [setting], config.protocol, record, config.replicates, config.seed
             )
             study_scores.write_score_arrays(material, {config.protocol: [setting]}, record)
-    return measuring.measured(record, setting.name, head=folder / HEAD_FILE)
+    found = measuring.measured(record, setting.name, head=folder / HEAD_FILE)
+    model_card.add_test_metrics(folder, _overall(found))
+    return found
 
 
 def starting_head(config: Config, material: study_settings.Material) -> LinearHead | None:
@@ -105,6 +145,23 @@ def starting_head(config: Config, material: study_settings.Material) -> LinearHe
             f"{', '.join(material.dataset.label_names)}"
         )
     return head
+
+
+def _kept_start(config: Config, material: study_settings.Material, record: Run) -> LinearHead | None:
+    """Return the head to start from; a run that goes on has kept it, to the bit."""
+    path = record.path(START_FILE)
+    if path.is_file():
+        return LinearHead.load(path)
+    head = starting_head(config, material)
+    if head is not None:
+        head.save(path)
+    return head
+
+
+def _overall(found: measuring.Measured) -> dict[str, float]:
+    """Return the setting's own metrics over all labels."""
+    rows: Any = found.metrics[(found.metrics["setting"] == found.setting) & found.metrics["label"].isna()]
+    return {str(row["metric"]): float(row["value"]) for _, row in rows.iterrows() if pd.notna(row["value"])}
 
 
 def _embed(

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field
 
 from analysis import cam, finetuning, paper, probes, prompts, thresholds, zeroshot
-from analysis.finetuning.inputs import KeptResults
+from analysis.finetuning import KeptResults
 from analysis.heads import LinearHead
 from analysis.metrics import Prediction
 from engine import cache as caches
@@ -29,7 +28,7 @@ from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.keys import short_hash
 from jobs import config as configs
-from jobs.plain import plain
+from jobs import model_card, tuning_rows
 
 ProgressCall = Callable[[str, int, int | None], None]
 
@@ -53,19 +52,60 @@ class ProbeSection(configs.JobConfig):
 
 
 class FinetuneSection(configs.JobConfig):
-    """Fine-tuning of the sound protocol; starts from the probe's head (probe first, then fine-tune)."""
+    """Fine-tuning of the sound protocol; starts from the probe's head (probe first, then fine-tune).
+
+    Each value is one of `analysis.finetuning.FinetuneConfig`, which says more.
+    """
 
     enabled: bool = True
-    trainable: Literal["all", "projection"] | int = "all"
+    trainable: Literal["all", "lora", "projection", "none"] | int = Field(
+        "all", description="all, lora (adapters), projection, none (the head alone), or so many last blocks"
+    )
+    from_block: int | None = Field(None, description="train from this block on, from its cached tokens; -1 is the last")
+    objective: Literal["bce", "weighted_bce", "focal", "asymmetric", "contrastive"] = "bce"
+    contrastive_weight: float = Field(0.0, ge=0, description="add the contrast of images and texts with this factor")
+    text_trainable: bool = Field(False, description="train the text tower in the contrast")
     epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="samples an optimiser step")
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples at once, their gradients accumulated; by memory if empty"
+    )
     learning_rate: float = Field(1e-4, gt=0)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    objective: Literal["bce", "weighted_bce"] = "bce"
-    monitor: Literal["bce", "map", "auroc_macro"] = "map"
+    head_rate: float | None = Field(None, ge=0, description="of the head; the same if empty")
+    text_rate: float | None = Field(None, ge=0, description="of the text tower; the same if empty")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of a block over that of the block above")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    monitor: Literal["bce", "map", "auroc_macro", "lrap", "contrastive"] | None = Field(
+        None, description="validation metric that chooses and stops; map, or contrastive for that objective"
+    )
     patience: int = Field(5, ge=1)
+    min_improvement: float = Field(0.0, ge=0)
+    autocast: Literal["none", "bf16", "fp16", "fp16-on-cuda"] = Field("none", description="mixed precision")
+    gradient_clip: float | None = Field(1.0, gt=0)
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    ema_decay: float | None = Field(None, ge=0, lt=1, description="keep a running average of the weights")
     shift: int = Field(0, ge=0, description="augmentation: pixels")
+    crop: float = Field(0.0, ge=0, lt=1, description="augmentation: largest share of the sides cut away")
+    rotation: float = Field(0.0, ge=0, le=180, description="augmentation: degrees")
     contrast: float = Field(0.0, ge=0, lt=1, description="augmentation: share")
+    flip: bool = Field(False, description="augmentation: mirror half of the images (hearts have a side)")
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: float | None = Field(None, gt=0)
+    focal_gamma: float = Field(2.0, ge=0)
+    positive_gamma: float = Field(1.0, ge=0, description="of the asymmetric objective")
+    negative_gamma: float = Field(4.0, ge=0, description="of the asymmetric objective")
+    margin: float = Field(0.05, ge=0, lt=1, description="of the asymmetric objective")
+    largest_weight: float = Field(20.0, ge=1, description="of weighted_bce")
+    token_memory: int = Field(4 << 30, ge=0, description="bytes that kept results of the frozen part may take")
+    deterministic: bool = Field(False, description="only operations that give the same bits each time")
+
+    def recipe(self, seed: int) -> finetuning.FinetuneConfig:
+        """Return the recipe; UsageError where choices exclude each other."""
+        values = self.model_dump(exclude={"enabled"})
+        values["monitor"] = self.monitor or ("contrastive" if self.objective == "contrastive" else "map")
+        return finetuning.FinetuneConfig(**values, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -238,6 +278,7 @@ def fine_tuning(
     embed: Callable[[Encoder], np.ndarray],
     progress: ProgressCall,
     kept: KeptResults | None = None,
+    checkpoints: finetuning.Checkpoints | None = None,
 ) -> Setting:
     """Train the image tower and a head; the result is a new encoder that goes through the same cache.
 
@@ -251,9 +292,11 @@ def fine_tuning(
         Embeds the data set with a new encoder through the cache and returns its features (n, d).
     kept : KeptResults, optional
         What the frozen part gives, shared with the trainings of folds.
+    checkpoints : Checkpoints, optional
+        Where training keeps its state, and goes on from.
     """
     start = time.perf_counter()
-    explained, details = tuned_tower(material, section, protocol, seed, folder, start_head, progress, kept)
+    explained, details = tuned_tower(material, section, protocol, seed, folder, start_head, progress, kept, checkpoints)
     assert explained.head is not None  # fine-tuning ends in a head
     features = embed(explained.encoder)
     cut, prediction = _head_prediction(explained.head, features, material, protocol)
@@ -269,24 +312,24 @@ def tuned_tower(
     start_head: LinearHead | None,
     progress: ProgressCall,
     kept: KeptResults | None = None,
+    checkpoints: finetuning.Checkpoints | None = None,
 ) -> tuple[Explained, dict[str, Any]]:
     """Train a tower and a head, write them as a model folder, and return them loaded, with how training went."""
     names = material.dataset.label_names
-    if protocol == "sound":
-        recipe = finetuning.FinetuneConfig(**section.model_dump(exclude={"enabled"}), seed=seed)
-    else:
-        recipe = finetuning.study_recipe(seed)
+    recipe = section.recipe(seed) if protocol == "sound" else finetuning.study_recipe(seed)
     result = finetuning.finetune(
         material.encoder,
-        material.cache.pixels(material.dataset, material.encoder.preprocess),
+        tuning_rows.source(material, recipe, progress),
         material.y,
         material.rows("train"),
         material.rows("val"),
         recipe,
         label_names=names,
         head=start_head,
+        captions=tuning_rows.captions(material, recipe),
         progress=progress,
         kept=kept,
+        checkpoints=checkpoints,
     )
     card = {
         "parent": material.encoder.id,
@@ -295,32 +338,48 @@ def tuned_tower(
         "protocol": protocol,
         **result.card(),
     }
-    state = {f"visual.{weights}": value for weights, value in result.state.items()}
     name = f"{material.encoder.name}-finetuned"
-    saved = model_folder.save_model_folder(material.encoder, state, folder, card_text(name, card), name=name)
+    # A training that goes on may have been killed after its folder was written.
+    saved = model_folder.save_model_folder(
+        material.encoder,
+        result.model_state,
+        folder,
+        model_card.text(name, card),
+        name=name,
+        overwrite=checkpoints is not None,
+    )
     child = encoders.load_encoder(
         f"local-dir:{saved.resolve()}", device=str(material.encoder.device), precision=material.encoder.precision
     )
     head = dataclasses.replace(result.head, encoder_id=child.id, provenance={"card": card})
+    if recipe.objective == "contrastive":
+        head = _refitted(material, child, seed, card)
     head.save(folder / "head.npz")
     details = {"history": result.history.to_dict("records"), "said": kept_epoch(result, start_head is not None)}
     return Explained(FINE_TUNING, protocol, child, names, head=head), details
 
 
+def _refitted(material: Material, child: Encoder, seed: int, card: dict[str, Any]) -> LinearHead:
+    """Return a probe on the new tower's embeddings: the contrast alone does not train the head."""
+    rows = np.flatnonzero(material.split != "test")
+    features = np.zeros((len(material.dataset), child.dim), np.float32)
+    pixels = tuning_rows.pixels(material)
+    for part in np.array_split(rows, -(-len(rows) // 64)):
+        features[part] = child.encode_pixels(pixels[part]).cpu().numpy()
+    seen = dataclasses.replace(material, encoder=child, features=features)
+    head, _ = probe_head(seen, ProbeSection(), "sound", seed)
+    return dataclasses.replace(head, provenance={**head.provenance, "card": card})
+
+
 def kept_epoch(result: finetuning.FinetuneResult, from_probe: bool) -> str:
     """Return in a sentence what was free and which epoch was kept."""
     free = f"Fine-tuning freed {result.trained_weights:,} of the image tower's {result.all_weights:,} weights"
-    monitor = {"bce": "BCE", "map": "mAP", "auroc_macro": "macro-AUROC"}[result.config.monitor]
+    shown = {"bce": "BCE", "map": "mAP", "auroc_macro": "macro-AUROC", "lrap": "LRAP", "contrastive": "contrast"}
+    monitor = shown[result.config.monitor]
     if result.best_epoch == 0:
         start = "the probe's head on the parent's tower" if from_probe else "its random head on the parent's tower"
         return f"{free}; no epoch improved the validation {monitor} of its start, {start}, so the start is scored."
     return f"{free} and kept epoch {result.best_epoch} of {int(result.history['epoch'].max())} by validation {monitor}."
-
-
-def card_text(name: str, card: dict[str, Any]) -> str:
-    """Return the README of a fine-tuned model's folder."""
-    lines = [f"# {name}", "", "An image tower fine-tuned by fluoroscope; not for diagnosis.", "", "```yaml"]
-    return "\n".join([*lines, yaml.safe_dump(plain(card), sort_keys=False).strip(), "```", ""])
 
 
 def _head_prediction(

@@ -1,43 +1,45 @@
-"""What a tower's free part is trained on: pixels taken through the frozen part, or its results kept in memory.
+"""What a tower's free part is trained on: pixels taken through the frozen part, its results kept, or cached tokens.
 
-In come pixels by row, a tower (`analysis.finetuning.tower`) and a limit on memory; out go batches on its device.
+In come pixels or tokens by row, a tower (`analysis.finetuning.tower`) and a limit on memory; out go batches on its
+device. Rows are read one step ahead, in a thread, while the device computes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from analysis.finetuning.augmentation import Augmentation
 from analysis.finetuning.tower import TowerWithHead
 from engine.errors import DataError
 
 log = logging.getLogger(__name__)
 
-Augment = Callable[[torch.Tensor], torch.Tensor]
 Progress = Callable[[str, int, int | None], None]
 
 
-class PixelSource(Protocol):
-    """Pixels by row: a NumPy array, or the cache's pixels, which are read when they are needed."""
+class RowSource(Protocol):
+    """Pixels or tokens by row: a NumPy array, or the cache's rows, which are read when they are needed."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Return uint8 pixels (b, h, w, 3) of some rows."""
+        """Return uint8 pixels (b, h, w, 3) or float tokens (b, n, width) of some rows."""
 
 
 def of_rows(
-    pixels: PixelSource,
+    source: RowSource,
     rows: np.ndarray,
     model: TowerWithHead,
     device: torch.device,
     batch_size: int,
     token_memory: int,
-    augmented: Augment | None = None,
+    augmentation: Augmentation | None = None,
     progress: Progress | None = None,
     kept: KeptResults | None = None,
 ) -> Inputs:
@@ -45,33 +47,39 @@ def of_rows(
 
     Parameters
     ----------
+    source : RowSource
+        Pixels; or, where the model starts from tokens, those.
     rows : ndarray of int, (m,)
     token_memory : int
         Bytes that the results may take.
-    augmented : callable, optional
-        Changes uint8 pixels (b, h, w, 3) at each call, so that nothing can be kept.
+    augmentation : Augmentation, optional
+        Changes pixels each time, so that nothing can be kept.
     kept : KeptResults, optional
         Of earlier trainings that freeze the same part; what it lacks is added to it.
     """
-    if not model.can_keep or augmented is not None:
-        return FromPixels(pixels, rows, model, device, augmented)
+    if model.from_tokens:
+        return FromTokens(source, rows, device)
+    augments = augmentation is not None and augmentation.any
+    if not model.can_keep or augments:
+        return FromPixels(source, rows, model, device, augmentation if augments else None)
     kept = kept if kept is not None else KeptResults()
     lacking = kept.lacking(rows)
     model.eval()
     for places in slices(len(lacking), batch_size):
         with torch.no_grad():
-            tokens = model.frozen(read_pixels(pixels, lacking[places]).to(device)).float().cpu()
+            tokens = model.frozen(read_pixels(source, lacking[places]).to(device)).float().cpu()
         needed = tokens.nbytes // len(tokens) * len(rows)
         if needed > token_memory:
             log.warning(
-                "the frozen part's results would take %.1f GB (token_memory %.1f GB), so it runs in every epoch",
+                "the frozen part's results would take %.1f GB (token_memory %.1f GB), so it runs in every epoch; "
+                "from_block starts from cached tokens instead",
                 *(needed / 1e9, token_memory / 1e9),
             )
-            return FromPixels(pixels, rows, model, device, None)
+            return FromPixels(source, rows, model, device, None)
         kept.add(lacking[places], tokens)
         if progress is not None:
             progress(f"frozen part, {len(lacking)} images", int(places[-1]) + 1, len(lacking))
-    return FromTokens(kept.of(rows), device)
+    return FromMemory(kept.of(rows), device)
 
 
 class KeptResults:
@@ -96,76 +104,98 @@ class KeptResults:
 class Inputs(Protocol):
     """Where the free part's inputs come from."""
 
-    def batch(self, places: np.ndarray) -> torch.Tensor:
-        """Return them for some places among the rows."""
+    augmentation: Augmentation | None
+
+    def read(self, places: np.ndarray) -> torch.Tensor:
+        """Return what is stored for some places among the rows, on the CPU."""
+
+    def enter(self, stored: torch.Tensor, drawn: np.ndarray | None = None) -> torch.Tensor:
+        """Return what enters the free part for what was read, on the device.
+
+        Parameters
+        ----------
+        stored : Tensor
+            Of `read`, or a slice of it.
+        drawn : ndarray, optional
+            Random numbers of the augmentation, one row a sample.
+        """
 
 
 class FromPixels:
-    """Pixels read, augmented and taken through the frozen part whenever they are needed."""
+    """Pixels augmented and taken through the frozen part whenever they are needed."""
 
     def __init__(
         self,
-        pixels: PixelSource,
+        source: RowSource,
         rows: np.ndarray,
         model: TowerWithHead,
         device: torch.device,
-        augmented: Augment | None,
+        augmentation: Augmentation | None,
     ) -> None:
-        self.pixels, self.rows, self.model, self.device, self.augmented = pixels, rows, model, device, augmented
+        self.source, self.rows, self.model, self.device = source, rows, model, device
+        self.augmentation = augmentation
 
-    def batch(self, places: np.ndarray) -> torch.Tensor:
-        """Return what the frozen part gives for pixels as they are now."""
-        pixels = read_pixels(self.pixels, self.rows[places])
-        if self.augmented is not None:
-            pixels = self.augmented(pixels)
-        return self.model.frozen(pixels.to(self.device))
+    def read(self, places: np.ndarray) -> torch.Tensor:
+        """Return uint8 pixels (b, h, w, 3)."""
+        return _pinned(read_pixels(self.source, self.rows[places]), self.device)
+
+    def enter(self, stored: torch.Tensor, drawn: np.ndarray | None = None) -> torch.Tensor:
+        """Return what the frozen part gives for the pixels as they are now."""
+        pixels = stored.to(self.device, non_blocking=True)
+        if self.augmentation is not None and drawn is not None:
+            pixels = self.augmentation.apply(pixels, drawn)
+        return self.model.frozen(pixels)
+
+
+class FromMemory:
+    """What the frozen part gave, kept in memory."""
+
+    augmentation: Augmentation | None = None
+
+    def __init__(self, results: torch.Tensor, device: torch.device) -> None:
+        self.results, self.device = results, device
+
+    def read(self, places: np.ndarray) -> torch.Tensor:
+        """Return the kept results."""
+        return self.results[torch.from_numpy(places)]
+
+    def enter(self, stored: torch.Tensor, drawn: np.ndarray | None = None) -> torch.Tensor:
+        """Return them on the device."""
+        return stored.to(self.device)
 
 
 class FromTokens:
-    """What the frozen part gave, kept in memory."""
+    """Tokens as they are stored, float16 or float32."""
 
-    def __init__(self, tokens: torch.Tensor, device: torch.device) -> None:
-        self.tokens, self.device = tokens, device
+    augmentation: Augmentation | None = None
 
-    def batch(self, places: np.ndarray) -> torch.Tensor:
-        """Return the kept results."""
-        return self.tokens[torch.from_numpy(places)].to(self.device)
+    def __init__(self, source: RowSource, rows: np.ndarray, device: torch.device) -> None:
+        self.source, self.rows, self.device = source, rows, device
 
+    def read(self, places: np.ndarray) -> torch.Tensor:
+        """Return tokens (b, n, width)."""
+        found = np.asarray(self.source[self.rows[places]])
+        if found.dtype.kind != "f" or found.ndim != 3 or len(found) != len(places):
+            raise DataError(f"tokens of {len(places)} rows came as {found.dtype} {found.shape}, not float (b, n, w)")
+        return _pinned(torch.from_numpy(np.ascontiguousarray(found)), self.device)
 
-def augment(pixels: torch.Tensor, rng: np.random.Generator, *, shift: int = 0, contrast: float = 0.0) -> torch.Tensor:
-    """Return images moved by up to `shift` pixels (edges repeated), with contrast and brightness varied.
-
-    Parameters
-    ----------
-    pixels : Tensor of uint8, (b, h, w, 3)
-    shift : int
-        Largest move along each axis, in pixels.
-    contrast : float
-        Contrast varies by a factor of 1 - contrast to 1 + contrast around the image's mean, brightness by up to that
-        share of a quarter of the range.
-
-    Returns
-    -------
-    Tensor of uint8, (b, h, w, 3)
-    """
-    count, height, width, _ = pixels.shape
-    moved = pixels
-    if shift:
-        moves = rng.integers(-shift, shift + 1, size=(count, 2))
-        rows = np.clip(np.arange(height)[None] + moves[:, :1], 0, height - 1)
-        columns = np.clip(np.arange(width)[None] + moves[:, 1:], 0, width - 1)
-        each = torch.arange(count)[:, None, None]
-        moved = pixels[each, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]]
-    if not contrast:
-        return moved
-    factor = torch.from_numpy(rng.uniform(1 - contrast, 1 + contrast, count)).float().view(-1, 1, 1, 1)
-    offset = torch.from_numpy(rng.uniform(-contrast, contrast, count) * 64).float().view(-1, 1, 1, 1)
-    values = moved.float()
-    mean = values.mean(dim=(1, 2, 3), keepdim=True)
-    return ((values - mean) * factor + mean + offset).round_().clamp_(0, 255).to(torch.uint8)
+    def enter(self, stored: torch.Tensor, drawn: np.ndarray | None = None) -> torch.Tensor:
+        """Return them on the device, in float32."""
+        return stored.to(self.device, non_blocking=True).float()
 
 
-def read_pixels(pixels: PixelSource, rows: np.ndarray) -> torch.Tensor:
+def read_ahead(inputs: Inputs, parts: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+    """Yield what is stored for each part of the places, the next one being read meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
+        following: Future[torch.Tensor] | None = reader.submit(inputs.read, parts[0]) if parts else None
+        for number in range(len(parts)):
+            assert following is not None
+            found = following.result()
+            following = reader.submit(inputs.read, parts[number + 1]) if number + 1 < len(parts) else None
+            yield found
+
+
+def read_pixels(pixels: RowSource, rows: np.ndarray) -> torch.Tensor:
     """Return uint8 pixels (b, h, w, 3) of some rows; DataError where the source gives something else."""
     found = np.asarray(pixels[rows])
     if found.dtype != np.uint8 or found.ndim != 4 or len(found) != len(rows):
@@ -177,3 +207,8 @@ def slices(count: int, size: int) -> Iterator[np.ndarray]:
     """Yield 0..count-1 in order, at most `size` at a time."""
     for start in range(0, count, size):
         yield np.arange(start, min(start + size, count))
+
+
+def _pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return rows in memory that a GPU can fetch by itself."""
+    return values.pin_memory() if device.type == "cuda" else values

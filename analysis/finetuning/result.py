@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -18,7 +17,7 @@ from engine.errors import DataError
 
 log = logging.getLogger(__name__)
 
-State = tuple[dict[str, torch.Tensor], np.ndarray, np.ndarray]
+Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class FinetuneResult:
     Parameters
     ----------
     state : dict of str to Tensor
-        The image tower's weights at its best epoch, in float32 on the CPU, by their names in the tower.
+        The image tower's weights at its best epoch, in float32 on the CPU, by their names in the tower; adapters are
+        merged in.
     head : LinearHead
         Of the same epoch.
     history : DataFrame
-        One row an epoch: epoch, train_loss, bce, map, auroc_macro (validation), rate, seconds, best.
+        One row an epoch: epoch, train_loss, bce, map, auroc_macro, lrap (validation; contrastive where images are held
+        against texts), rate, seconds, best.
     best_epoch : int
         From 1; 0 where a head was handed in and nothing improved on it.
     seconds : float
@@ -41,9 +42,17 @@ class FinetuneResult:
         Training images through an optimiser step, over the seconds of the training loops alone.
     trained_weights, all_weights : int
         How many numbers of the tower were free, and how many it has.
+    config : FinetuneConfig
+    micro_batch : int
+        How many samples went through at once.
+    text_state : dict of str to Tensor
+        After a contrast, what it changed beside the image tower: ``logit_scale``, and the text tower where that was
+        free; by their names in the whole model.
+    untrained_labels : tuple of str
+        Labels without a positive in training, of which the head knows nothing.
     """
 
-    state: dict[str, torch.Tensor]
+    state: Weights
     head: LinearHead
     history: pd.DataFrame
     best_epoch: int
@@ -53,15 +62,26 @@ class FinetuneResult:
     trained_weights: int
     all_weights: int
     config: FinetuneConfig
+    micro_batch: int
+    text_state: Weights = field(default_factory=dict)
+    untrained_labels: tuple[str, ...] = ()
+
+    @property
+    def model_state(self) -> Weights:
+        """What changed, by the names of the whole open_clip model; for `engine.model_folder.save_model_folder`."""
+        return {**{f"visual.{name}": value for name, value in self.state.items()}, **self.text_state}
 
     def card(self) -> dict[str, Any]:
         """Return what training did as plain values, for the model folder's card."""
         best = self.history[self.history["epoch"] == self.best_epoch]
         return {
-            "recipe": asdict(self.config),
+            "objective": self.config.objective
+            + (f" + {self.config.contrastive_weight:g} contrastive" if self.config.contrastive_weight else ""),
+            "validation": {name: float(best[name].iloc[0]) for name in MONITORS if name in best},
             "best_epoch": self.best_epoch,
             "epochs_run": int(self.history["epoch"].max()),
-            "validation": {name: float(best[name].iloc[0]) for name in MONITORS},
+            "recipe": asdict(self.config),
+            "untrained_labels": list(self.untrained_labels),
             "seconds": round(self.seconds, 2),
             "images_per_second": round(self.images_per_second, 2),
             "trained_weights": self.trained_weights,
@@ -70,20 +90,39 @@ class FinetuneResult:
 
 
 class History:
-    """What each epoch gave, which was best, and its weights."""
+    """What each epoch gave, which was best, and its weights.
+
+    Parameters
+    ----------
+    config : FinetuneConfig
+    """
 
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
         self.rows: list[dict[str, Any]] = []
-        self.best_state: State | None = None
+        self.best_weights: Weights | None = None
         self.best_epoch = self.waited = 0
         self._best = -math.inf
 
+    def state(self) -> dict[str, Any]:
+        """Return everything but the weights, as plain values."""
+        return {"rows": self.rows, "best_epoch": self.best_epoch, "waited": self.waited, "best": self._best}
+
+    def restore(self, state: dict[str, Any], best_weights: Weights | None) -> None:
+        """Go on from a state and the weights that belong to it."""
+        self.rows, self.best_epoch, self.waited = list(state["rows"]), state["best_epoch"], state["waited"]
+        self._best, self.best_weights = state["best"], best_weights
+
     def add(
-        self, epoch: int, train_loss: float, scores: dict[str, float], rate: float, seconds: float,
-        state: Callable[[], State],
-    ) -> None:  # fmt: skip
-        """Note an epoch; its weights are taken where it is the best so far."""
+        self,
+        epoch: int,
+        train_loss: float,
+        scores: dict[str, float],
+        rate: float,
+        seconds: float,
+        weights: Callable[[], Weights],
+    ) -> bool:
+        """Note an epoch; its weights are taken where it is the best so far. Return whether it is."""
         monitor = self.config.monitor
         if not math.isfinite(scores[monitor]):
             raise DataError(
@@ -93,13 +132,14 @@ class History:
         value = scores[monitor] if MONITORS[monitor] else -scores[monitor]
         improved = value > self._best + (self.config.min_improvement if self.rows else 0.0)
         if improved:
-            self._best, self.best_epoch, self.best_state, self.waited = value, epoch, state(), 0
+            self._best, self.best_epoch, self.best_weights, self.waited = value, epoch, weights(), 0
         else:
             self.waited += 1
         row = {"epoch": epoch, "train_loss": train_loss, **scores, "rate": rate, "seconds": seconds, "best": improved}
         self.rows.append(row)
         log.info(
-            "epoch %d of %d:%s validation bce %.4f, map %.4f, auroc %.4f",
+            "epoch %d of %d:%s validation %s",
             *(epoch, self.config.epochs, f" training loss {train_loss:.4f}," if epoch else " the start,"),
-            *(scores["bce"], scores["map"], scores["auroc_macro"]),
+            ", ".join(f"{name} {score:.4f}" for name, score in scores.items()),
         )
+        return improved

@@ -1,14 +1,16 @@
-"""Fine-tuning of an image tower with a linear head on multi-label targets, from the pixels that the model sees.
+"""The loop that fine-tunes an image tower with a linear head, and with texts where it is asked for.
 
-In come an encoder, uint8 pixels, labels and which rows train and choose; out go the tower's new weights (the caller
-makes them a model folder, a new encoder of its own) and the head. The given encoder is not touched.
+In come an encoder, rows of pixels (or tokens), labels and which rows train and choose; out go the tower's new weights
+(the caller makes them a model folder, a new encoder of its own) and the head. The given encoder is not touched.
 
 What does not train need not run more than once: with ``trainable`` set to the last blocks, the frozen part turns the
-images into tokens a single time, these stay in memory, and every epoch starts from them (unless images are augmented).
-BatchNorm keeps its statistics: with small batches they would be the batch's, not the data's.
+images into tokens a single time, these stay in memory, and every epoch starts from them (unless images are augmented);
+with ``from_block`` they come from the cache. BatchNorm keeps its statistics: with small batches they would be the
+batch's, not the data's.
 
-`study_recipe` is the published study's own training (arXiv 2506.14136): the whole tower and a Xavier head at one rate
-of 1e-5, AdamW made anew each epoch, no schedule, plain BCE, fp16 autocast where there is CUDA, stop by validation BCE.
+With `Checkpoints`, a training that is killed at any step goes on from the last one and ends with the same weights, to
+the bit, on the same machine: weights, moments, scaler, running average, random numbers, the epoch's order and the
+history are all part of the state.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,14 +27,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from analysis import metrics
-from analysis.finetuning import inputs
+from analysis.finetuning import inputs, memory, objectives
+from analysis.finetuning.checkpoints import Checkpoints
+from analysis.finetuning.gradients import Batch, Gradients
+from analysis.finetuning.material import Material, fingerprint
 from analysis.finetuning.optimizing import make_optimizer, rate_share
 from analysis.finetuning.recipe import FinetuneConfig
-from analysis.finetuning.result import FinetuneResult, History, State
+from analysis.finetuning.result import FinetuneResult
+from analysis.finetuning.state import Numbers, Position
+from analysis.finetuning.texts import LARGEST_SCALE, Captions, TextSide
 from analysis.finetuning.tower import TowerWithHead
+from analysis.finetuning.validation import validate
 from analysis.heads import LinearHead
-from engine.errors import DataError, UsageError
+from engine.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from engine.encoder import Encoder
@@ -41,7 +49,7 @@ log = logging.getLogger(__name__)
 
 def finetune(
     encoder: Encoder,
-    pixels: inputs.PixelSource,
+    source: inputs.RowSource,
     y: np.ndarray,
     train: np.ndarray,
     val: np.ndarray,
@@ -49,8 +57,10 @@ def finetune(
     *,
     label_names: tuple[str, ...] = (),
     head: LinearHead | None = None,
+    captions: Captions | None = None,
     progress: inputs.Progress | None = None,
     kept: inputs.KeptResults | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> FinetuneResult:
     """Train a copy of the image tower and a linear head.
 
@@ -58,8 +68,9 @@ def finetune(
     ----------
     encoder : Encoder
         Left as it is; training runs on its device, in float32 (a lower precision's weights are taken as they are).
-    pixels : PixelSource, n rows
-        uint8 (b, h, w, 3), what the model sees before mean and standard deviation.
+    source : RowSource, n rows
+        uint8 (b, h, w, 3), what the model sees before mean and standard deviation; with ``config.from_block`` the
+        tokens that enter that block, float (b, t, width).
     y : ndarray of 0/1, (n, L)
     train, val : ndarray of int
         Rows; without a row in common.
@@ -68,32 +79,38 @@ def finetune(
     head : LinearHead, optional
         Where the head starts: a fitted probe (probe first, then fine-tune: Kumar et al., ICLR 2022) or
         `head_from_text`. By default Xavier-uniform with the bias as ``nn.Linear`` has it.
+    captions : Captions, optional
+        The samples' texts, for the contrast.
     progress : callable, optional
         ``progress(name, done, total)``.
     kept : KeptResults, optional
         What the frozen part gave in earlier trainings on the same pixels, encoder, `trainable` and precision (folds);
         it is used and added to.
+    checkpoints : Checkpoints, optional
+        Where the state is kept; if there is one of the same training, it goes on from there.
 
     Raises
     ------
-    UsageError, DataError
-        Rows in both parts, an empty part, shapes that do not fit, a loss that is not finite.
+    UsageError
+        Choices that exclude each other; a checkpoint of another training.
+    DataError
+        Rows in both parts, an empty part, shapes that do not fit, no label with a positive in training.
+    TrainingError
+        A loss or gradient that is not finite; the message names the step and the last good checkpoint.
     """
     config = config or FinetuneConfig()
-    truth = metrics.check_truth(y)
-    train, val = _checked_rows(train, "train", len(truth)), _checked_rows(val, "val", len(truth))
-    both = np.intersect1d(train, val)
-    if len(both):
-        raise DataError(f"{len(both)} rows are in both train and val, first {both[0]}: validation must be unseen")
-    if len(pixels) != len(truth):
-        raise DataError(f"{len(pixels)} images but {len(truth)} rows of labels")
-    names = label_names or (head.label_names if head else tuple(str(label) for label in range(truth.shape[1])))
-    if len(names) != truth.shape[1]:
-        raise DataError(f"{len(names)} label names for {truth.shape[1]} labels")
+    material = Material(source, y, train, val, label_names or (head.label_names if head else ()))
+    if config.contrasts and captions is None:
+        raise UsageError("fine-tuning: the contrast needs the samples' texts; give captions")
     devices = [encoder.device] if encoder.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _deterministic(config.deterministic),
+    ):
         torch.manual_seed(config.seed)
-        training = _Training(encoder, pixels, truth, train, val, config, tuple(names), head, progress, kept)
+        training = _Training(encoder, material, config, head, captions, progress, kept, checkpoints)
         return training.run()
 
 
@@ -103,154 +120,284 @@ class _Training:
     def __init__(
         self,
         encoder: Encoder,
-        pixels: inputs.PixelSource,
-        truth: np.ndarray,
-        train: np.ndarray,
-        val: np.ndarray,
+        material: Material,
         config: FinetuneConfig,
-        label_names: tuple[str, ...],
         head: LinearHead | None,
+        captions: Captions | None,
         progress: inputs.Progress | None,
-        kept: inputs.KeptResults | None = None,
+        kept: inputs.KeptResults | None,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self.started = time.perf_counter()
-        self.encoder, self.pixels, self.truth, self.train, self.val = encoder, pixels, truth, train, val
-        self.config, self.label_names, self.progress, self.kept = config, label_names, progress, kept
+        self.material, self.config, self.start = material, config, head
+        self.progress, self.kept, self.checkpoints = progress, kept, checkpoints
         self.device = encoder.device
+        self.fingerprint = fingerprint(encoder, material, config, head, captions)
         self.normalize = head.normalised if head is not None else config.normalize
-        self.start = head
-        self.model = TowerWithHead(encoder, config.trainable, len(label_names), head, self.normalize)
-        self.rng = np.random.Generator(np.random.PCG64(config.seed))
+        self.model = TowerWithHead(encoder, config, len(material.names), head, self.normalize)
+        self.texts: TextSide | None = None
+        if config.contrasts and captions is not None:
+            self.texts = TextSide(encoder, captions, config.text_trainable, material.train)
+        if config.objective != "contrastive":
+            material.check_positives()
         self.autocast = _autocast_type(config.autocast, self.device)
-        self.images_to_do = config.epochs * len(train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
-        self.loss = nn.BCEWithLogitsLoss(pos_weight=self._positive_weights())
-        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        self.loss = objectives.label_loss(config, material.truth[material.train], self.device)
+        self.gradients = Gradients(self.model, self.texts, config, self.loss, self.scaler, self._mixed)
+        self.steps_per_epoch = math.ceil(len(material.train) / config.batch_size)
+        micro_batch = min(config.micro_batch or config.batch_size, config.batch_size, len(material.train))
+        self.numbers = Numbers.at_start(self.model, self.texts, self.scaler, config, self.device, micro_batch)
+        self.good: str = "none was written"
+
+    # -- The run -------------------------------------------------------------------------------------------------------
 
     def run(self) -> FinetuneResult:
         """Train until the epochs end or nothing improves, and return the best epoch."""
         config = self.config
+        state = self._found_state()
         before = time.perf_counter()
-        augmented = self._augmented if config.augments else None
         with self._mixed():
-            train_inputs = self._inputs(self.train, augmented)
-            val_inputs = self._inputs(self.val, None)
+            self.train_inputs = self._inputs(self.material.train, augment=True)
+            self.val_inputs = self._inputs(self.material.val, augment=False)
         frozen_seconds = time.perf_counter() - before
-        optimizer, history = make_optimizer(self.model, config), History(config)
-        if self.start is not None:
-            # A head that was fitted already may be better than anything that follows.
-            history.add(0, math.nan, self._validate(val_inputs), 0.0, 0.0, self._state)
-        training_seconds = 0.0
-        for epoch in range(1, config.epochs + 1):
+        if state is None:
+            self._fit_into_memory()
+        position = self._begin() if state is None else self._restore(state)
+        while position.epoch <= config.epochs and self.numbers.history.waited < config.patience:
             begun = time.perf_counter()
-            if config.remake_optimizer and epoch > 1:
-                optimizer = make_optimizer(self.model, config)
-            train_loss = self._epoch(epoch, optimizer, train_inputs)
-            training_seconds += time.perf_counter() - begun
-            rate = optimizer.param_groups[0]["lr"]
-            scores = self._validate(val_inputs)
-            history.add(epoch, train_loss, scores, rate, time.perf_counter() - begun, self._state)
-            if history.waited >= config.patience:
-                break
-        assert history.best_state is not None
-        tower, weight, bias = history.best_state
+            if config.remake_optimizer and position.epoch > 1 and position.step == 0:
+                self.numbers.optimizer = make_optimizer(self.model, self.texts, config)
+            train_loss = self._epoch(position)
+            self._end_epoch(position.epoch, train_loss, begun)
+            position = Position(position.epoch + 1)
+            self._save(position)
+        return self._result(frozen_seconds)
+
+    def _begin(self) -> Position:
+        """Look at the start where it is one: a head that was fitted may be better than anything that follows."""
+        if self.start is not None or self.config.objective == "contrastive":
+            self._note(0, math.nan, 0.0, 0.0)
+        self._save(Position(1))
+        return Position(1)
+
+    def _epoch(self, position: Position) -> float:
+        """Go through the training rows once, or through the rest from a step on; return the mean loss."""
+        config, train = self.config, self.material.train
+        epoch, first, total, order = position
+        self.model.train_free_part()
+        if self.texts is not None:
+            self.texts.train(config.text_trainable)
+        if order is None:
+            order = self.numbers.order_rng.permutation(len(train))
+        parts = [order[step * config.batch_size :][: config.batch_size] for step in range(self.steps_per_epoch)]
+        begun = time.perf_counter()
+        for step, stored in enumerate(inputs.read_ahead(self.train_inputs, parts[first:]), start=first):
+            loss = self._step(epoch, step, parts[step], stored)
+            total += loss * len(parts[step])
+            self.numbers.images_through += len(parts[step])
+            if self.progress is not None:
+                done = (epoch - 1) * len(train) + min((step + 1) * config.batch_size, len(train))
+                self.progress("fine-tune", done, config.epochs * len(train))
+            due = self.checkpoints is not None and self.checkpoints.due((epoch - 1) * self.steps_per_epoch + step + 1)
+            if due and step + 1 < self.steps_per_epoch:
+                self._save(Position(epoch, step + 1, total, order))
+        self.numbers.training_seconds += time.perf_counter() - begun
+        return total / len(train)
+
+    def _step(self, epoch: int, step: int, places: np.ndarray, stored: torch.Tensor) -> float:
+        """Take one optimiser step and return its loss."""
+        config = self.config
+        done = (epoch - 1) * self.steps_per_epoch + step
+        share = rate_share(done, config.epochs * self.steps_per_epoch, config)
+        for group in self.numbers.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        rows = self.material.train[places]
+        labels = torch.from_numpy(self.material.truth[rows]).to(self.device, torch.float32)
+        augmentation = self.train_inputs.augmentation
+        drawn = None if augmentation is None else augmentation.draw(len(rows), self.numbers.draw_rng)
+        loss = self._set_gradients(Batch(rows, stored, labels, drawn))
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}", epoch, step)
+        self.scaler.unscale_(self.numbers.optimizer)
+        limit = math.inf if config.gradient_clip is None else config.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self.numbers.weights.values(), limit)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._diverged(f"the gradient's norm is {float(norm)}", epoch, step)
+        self.scaler.step(self.numbers.optimizer)
+        self.scaler.update()
+        if self.texts is not None:
+            with torch.no_grad():
+                self.texts.log_scale.clamp_(0.0, math.log(LARGEST_SCALE))
+        if self.numbers.average is not None:
+            self.numbers.average.update()
+        return loss
+
+    def _set_gradients(self, batch: Batch) -> float:
+        """Set the batch's gradients; where the device's memory is not enough, with fewer samples at once."""
+        while True:
+            self.numbers.optimizer.zero_grad(set_to_none=True)
+            random = torch.get_rng_state()
+            try:
+                return self.gradients.set(self.train_inputs, batch, self.numbers.micro_batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if self.numbers.micro_batch == 1 or not _is_out_of_memory(error):
+                    raise
+            # Outside of the handler, whose traceback holds the pass's tensors.
+            self.numbers.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.numbers.micro_batch = -(-self.numbers.micro_batch // 2)
+            torch.set_rng_state(random)
+            log.warning(
+                "out of memory: batches of %d go through %d samples at a time from here on, with the same gradient",
+                *(self.config.batch_size, self.numbers.micro_batch),
+            )
+
+    def _diverged(self, what: str, epoch: int, step: int) -> TrainingError:
+        done = (epoch - 1) * self.steps_per_epoch + step
+        return TrainingError(
+            f"fine-tuning: {what} at step {done} (epoch {epoch}, step {step} in it); the last good checkpoint: "
+            f"{self.good}. Lower learning_rate {self.config.learning_rate:g} or take a longer warmup"
+            + ("" if self.autocast is None else f", or autocast none instead of {self.config.autocast}")
+        )
+
+    # -- Validation ----------------------------------------------------------------------------------------------------
+
+    def _end_epoch(self, epoch: int, train_loss: float, begun: float) -> None:
+        rate = self.numbers.optimizer.param_groups[0]["lr"]
+        with self.numbers.average.in_place() if self.numbers.average is not None else nullcontext():
+            self._note(epoch, train_loss, rate, time.perf_counter() - begun)
+
+    def _note(self, epoch: int, train_loss: float, rate: float, seconds: float) -> None:
+        """Validate the weights as they are, and keep them where they are the best so far."""
+        size = self.config.batch_size
+        scores = validate(self.gradients, self.val_inputs, self.material, size, self.numbers.micro_batch)
+        self.numbers.history.add(epoch, train_loss, scores, rate, seconds, self.numbers.copied_weights)
+
+    # -- State ---------------------------------------------------------------------------------------------------------
+
+    def _found_state(self) -> dict[str, Any] | None:
+        if self.checkpoints is None:
+            return None
+        state = self.checkpoints.load_last(self.fingerprint)
+        self.checkpoints.begin()
+        return state
+
+    def _save(self, position: Position) -> None:
+        """Write the state before a step of an epoch."""
+        if self.checkpoints is None:
+            return
+        history = self.numbers.history
+        if history.best_weights is not None and not self._best_is_written():
+            self.checkpoints.save_best(history.best_epoch, history.best_weights)
+        best = self.checkpoints.best(history.best_epoch).name if self._best_is_written() else None
+        self.checkpoints.save_last({"fingerprint": self.fingerprint, **self.numbers.state(position)}, best)
+        self.good = f"{self.checkpoints.last} ({position.described})"
+
+    def _best_is_written(self) -> bool:
+        assert self.checkpoints is not None
+        history = self.numbers.history
+        return (
+            history.best_weights is not None and self.checkpoints.best(history.best_epoch) in self.checkpoints.written
+        )
+
+    def _restore(self, state: dict[str, Any]) -> Position:
+        """Set everything as it was."""
+        assert self.checkpoints is not None
+        position = self.numbers.restore(state)
+        self.good = f"{self.checkpoints.last} ({position.described})"
+        log.info("going on from %s", self.good)
+        return position
+
+    def _result(self, frozen_seconds: float) -> FinetuneResult:
+        history = self.numbers.history
+        assert history.best_weights is not None
+        self.numbers.set_weights(history.best_weights)
+        free = self.model.free_count
+        head = self.model.head
         return FinetuneResult(
-            state=tower,
-            head=LinearHead(weight=weight, bias=bias, label_names=self.label_names, normalised=self.normalize),
+            state=self.model.tower_state(),
+            head=LinearHead(
+                weight=head.weight.detach().cpu().numpy().copy(),
+                bias=head.bias.detach().cpu().numpy().copy(),
+                label_names=self.material.names,
+                normalised=self.normalize,
+            ),
             history=pd.DataFrame(history.rows),
             best_epoch=history.best_epoch,
             seconds=time.perf_counter() - self.started,
             frozen_seconds=frozen_seconds,
-            images_per_second=epoch * len(self.train) / training_seconds,
-            trained_weights=self.model.free_count,
-            all_weights=sum(weights.numel() for weights in self.model.tower.parameters()),
-            config=config,
+            images_per_second=self.numbers.images_through / max(self.numbers.training_seconds, 1e-9),
+            trained_weights=free,
+            all_weights=self.model.all_count,
+            config=self.config,
+            micro_batch=self.numbers.micro_batch,
+            text_state={} if self.texts is None else self.texts.state(),
+            untrained_labels=self.material.untrained,
         )
 
-    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, source: inputs.Inputs) -> float:
-        """Go through the training rows once and return the mean loss."""
-        self.model.train_free_part()
-        order = self.rng.permutation(len(self.train))
-        total = 0.0
-        for step in range(self.steps_per_epoch):
-            done = (epoch - 1) * self.steps_per_epoch + step
-            share = rate_share(done, self.config.epochs * self.steps_per_epoch, self.config)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
-            chosen = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            labels = torch.from_numpy(self.truth[self.train[chosen]]).to(self.device, torch.float32)
-            with self._mixed():
-                loss = self.loss(self.model(source.batch(chosen)).float(), labels)
-            if not torch.isfinite(loss):
-                raise UsageError(
-                    f"fine-tuning: the loss is {loss.item()} in epoch {epoch}, step {step}; lower learning_rate "
-                    f"{self.config.learning_rate} or take autocast none"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            if self.config.gradient_clip is not None:
-                self.scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(self.model.free_weights, self.config.gradient_clip)
-            self.scaler.step(optimizer)
-            self.scaler.update()
-            total += float(loss.detach()) * len(chosen)
-            if self.progress is not None:
-                through = min((step + 1) * self.config.batch_size, len(self.train))
-                self.progress("fine-tune", (epoch - 1) * len(self.train) + through, self.images_to_do)
-        return total / len(self.train)
+    # -- Parts ---------------------------------------------------------------------------------------------------------
 
-    def _validate(self, source: inputs.Inputs) -> dict[str, float]:
-        """Return the monitored metrics on validation."""
-        self.model.eval()
-        logits = []
-        with torch.no_grad(), self._mixed():
-            for rows in inputs.slices(len(self.val), self.config.batch_size):
-                logits.append(self.model(source.batch(rows)).float().cpu())
-        scores = torch.cat(logits)
-        truth = self.truth[self.val]
-        # The plain loss also where training weighs its labels: the figure is then comparable between objectives.
-        bce = nn.functional.binary_cross_entropy_with_logits(scores, torch.from_numpy(truth).float())
-        values = scores.double().numpy()
-        return {
-            "bce": float(bce),
-            "map": float(metrics.mean_of_defined(metrics.average_precision(truth, values))),
-            "auroc_macro": float(metrics.mean_of_defined(metrics.auroc(truth, values))),
-        }
-
-    def _inputs(self, rows: np.ndarray, augmented: inputs.Augment | None) -> inputs.Inputs:
-        size, limit = self.config.batch_size, self.config.token_memory
+    def _inputs(self, rows: np.ndarray, *, augment: bool) -> inputs.Inputs:
+        config = self.config
         return inputs.of_rows(
-            self.pixels, rows, self.model, self.device, size, limit, augmented, self.progress, self.kept
+            self.material.source,
+            rows,
+            self.model,
+            self.device,
+            config.batch_size,
+            config.token_memory,
+            config.augmentation if augment else None,
+            self.progress,
+            self.kept,
         )
 
-    def _augmented(self, pixels: torch.Tensor) -> torch.Tensor:
-        return inputs.augment(pixels, self.rng, shift=self.config.shift, contrast=self.config.contrast)
+    def _fit_into_memory(self) -> None:
+        """Say what the training will take, and let fewer samples through at once where it is too much."""
+        self.model.train_free_part()
+        random = torch.get_rng_state()
+
+        def forward(count: int) -> torch.Tensor:
+            places = np.zeros(count, dtype=np.int64)
+            rows = self.material.train[places]
+            labels = torch.from_numpy(self.material.truth[rows]).to(self.device, torch.float32)
+            with self._mixed():
+                return self.gradients.whole(
+                    self.train_inputs, Batch(rows, self.train_inputs.read(places), labels, None)
+                )
+
+        modules = [self.model] if self.texts is None else [self.model, self.texts]
+        need = memory.estimate(modules, forward, averaged=self.numbers.average is not None)
+        torch.set_rng_state(random)
+        available = memory.available_bytes(self.device)
+        fitting = need.fitting(self.numbers.micro_batch, available)
+        log.info("%s", need.sentence(fitting, available))
+        if fitting < self.numbers.micro_batch:
+            log.warning(
+                "batches of %d go through %d samples at a time, with the same gradient: more would not fit into memory",
+                *(self.config.batch_size, fitting),
+            )
+            self.numbers.micro_batch = fitting
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
-    def _positive_weights(self) -> torch.Tensor | None:
-        if self.config.objective == "bce":
-            return None
-        positive = self.truth[self.train].sum(axis=0)
-        weights = (len(self.train) - positive) / np.maximum(positive, 1)
-        return torch.from_numpy(np.clip(weights, 1.0, self.config.largest_weight)).to(self.device, torch.float32)
 
-    def _state(self) -> State:
-        tower = {name: value.detach().cpu().clone() for name, value in self.model.tower.state_dict().items()}
-        head = self.model.head
-        return tower, head.weight.detach().cpu().numpy().copy(), head.bias.detach().cpu().numpy().copy()
+@contextmanager
+def _deterministic(asked: bool) -> Iterator[None]:
+    """Allow only deterministic operations within the context."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if asked:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
-def _checked_rows(rows: np.ndarray, part: str, count: int) -> np.ndarray:
-    """Return row numbers of one part, from positions or a mask."""
-    places = np.asarray(rows)
-    places = np.flatnonzero(places) if places.dtype == bool else places.astype(np.int64)
-    if not len(places):
-        raise DataError(f"fine-tuning needs samples in {part}, there are none; look at the split")
-    if len(np.unique(places)) != len(places) or places.min() < 0 or places.max() >= count:
-        raise DataError(f"the rows of {part} must differ and lie in 0..{count - 1}")
-    return places
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a device's memory was not enough; on the processor torch has no class of error for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _autocast_type(choice: str, device: torch.device) -> torch.dtype | None:

@@ -11,10 +11,10 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -46,6 +46,30 @@ def write_whole(path: Path, parts: Iterable[bytes | np.ndarray], scratch: Path) 
         The disk is full (named with path and bytes) or the folder cannot be written. Nothing has changed then.
     """
     _place(_written(path, parts, scratch), path)
+
+
+def write_with(path: Path, write: Callable[[BinaryIO], object], scratch: Path) -> None:
+    """Put a file in place as `write_whole` does, its content written by a function that is given the open file.
+
+    Raises
+    ------
+    CacheError
+        As `write_whole`.
+    """
+    temporary = scratch / f"{path.name}.{os.getpid()}-{next(_numbers)}.partial"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch's writer turns a failed write into an error of its own, behind which the system's stands.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise write_error(cause, path) from error
+    _place(temporary, path)
 
 
 def write_in_steps(steps: Iterable[Iterable[NewFile]], scratch: Path, lazily: Iterable[NewFile] = ()) -> None:
