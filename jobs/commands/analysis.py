@@ -1,4 +1,4 @@
-"""The verbs `zeroshot`, `probe`, `finetune`, `distances` and `cam`."""
+"""The verbs `zeroshot`, `probe`, `distances` and `cam`."""
 
 from __future__ import annotations
 
@@ -63,24 +63,6 @@ def probe(**given: Any) -> dict[str, Any]:
 
     All values of C, class weightings, folds and seeds (--set seeds=[0,1,2]) are solved together.
     """
-    return options.with_data(given)
-
-
-@verb("finetune", "jobs.finetune")
-@options.dataset
-@options.model
-@options.cache
-@options.splits
-@protocol
-@click.option("--start", metavar="HEAD", help="Head to start from: probe, text, random or a .npz file. [probe]")
-@click.option("--epochs", "finetune__epochs", type=int, metavar="N", help="Most passes over the training images. [10]")
-@click.option("--learning-rate", "finetune__learning_rate", type=float, metavar="R", help="Of the tower. [1e-4]")
-@click.option("--trainable", "finetune__trainable", metavar="WHAT", help="all, projection, or a number of last blocks.")
-@replicates
-@options.batches
-@options.out
-def finetune(**given: Any) -> dict[str, Any]:
-    """Fine-tune the image tower with a head on DATASET; the result is a model folder with an encoder id of its own."""
     return options.with_data(given)
 
 

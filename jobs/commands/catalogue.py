@@ -133,9 +133,21 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
         ),
         Verb(
             "finetune",
-            "jobs.commands.analysis:finetune",
+            "jobs.commands.finetuning:finetune",
             "Fine-tune the image tower; makes a new encoder",
             "fluoro finetune phantom:2000 --model phantom-clip --out runs/tuned",
+        ),
+        Verb(
+            "finetune wise",
+            "jobs.commands.finetuning:wise",
+            "Score the points between parent and child",
+            "fluoro finetune wise runs/tuned --out runs/wise",
+        ),
+        Verb(
+            "finetune average",
+            "jobs.commands.finetuning:average",
+            "Average several fine-tuned models of one parent",
+            "fluoro finetune average runs/tuned-0 runs/tuned-1 --out runs/soup",
         ),
         Verb(
             "distances",

@@ -43,7 +43,11 @@ class VerbCommand(click.Command):
         self.job = ("", "", "")
 
     def invoke(self, context: click.Context) -> Any:
-        """Ask for the arguments, unless a config file or --set may hold them."""
+        """Ask for the arguments, unless a config file or --set may hold them, or a run that is gone on with."""
+        arguments = [context.params.get(str(item.name)) for item in self.params if isinstance(item, click.Argument)]
+        run = context.params.get("out")
+        if context.params.get("resume") and run and not any(arguments) and not context.params.get("config_file"):
+            context.params["config_file"] = str(run / "config.yaml")
         if not context.params.get("config_file") and not context.params.get("overrides"):
             for parameter in self.params:
                 if isinstance(parameter, click.Argument) and context.params.get(str(parameter.name)) in (None, ()):
