@@ -12,12 +12,16 @@ import huggingface_hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
 
 from engine.errors import ModelError
+
+# What the hub's client raises where a download breaks off: of whichever HTTP library it uses, and the system's own.
+BROKEN_OFF: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)  # type: ignore[assignment]
 
 
 class HubRepository:
@@ -66,10 +70,27 @@ class HubRepository:
             ) from None
         except LocalEntryNotFoundError as error:
             # asked once, not once a file: the hub's client tries for half a minute
-            self.unreachable = Unreachable(self.name, filename, error)
+            self.unreachable = Unreachable(self.name, filename, error, self.interrupted_bytes)
             raise self.unreachable from None
         except EntryNotFoundError:
             return None
+        except BROKEN_OFF as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"the download of {filename!r} from hub repository {self.name!r} was interrupted "
+                f"({reason}){self._kept()}; the same command goes on with it"
+            ) from error
+
+    def _kept(self) -> str:
+        """Return a clause on what an interrupted download has left."""
+        size = self.interrupted_bytes
+        return f"; {size / 1e6:.1f} MB of an unfinished file are kept" if size else ""
+
+    @property
+    def interrupted_bytes(self) -> int:
+        """Bytes of files whose download was begun and not finished."""
+        folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}" / "blobs"
+        return sum(path.stat().st_size for path in folder.glob("*.incomplete")) if folder.is_dir() else 0
 
     def require(self, filename: str) -> Path:
         """Return a file's local path; ModelError where the repository has no such file."""
@@ -94,9 +115,11 @@ class HubRepository:
 class Unreachable(ModelError):
     """A file is not cached and the hub does not answer."""
 
-    def __init__(self, repository: str, filename: str, error: Exception) -> None:
+    def __init__(self, repository: str, filename: str, error: Exception, interrupted_bytes: int = 0) -> None:
+        begun = f"; a download was interrupted, {interrupted_bytes / 1e6:.1f} MB of it are there"
         super().__init__(
             f"{filename!r} of hub repository {repository!r} is not cached on this machine and the hub cannot be "
-            f"reached ({type(error.__cause__ or error).__name__}). Where there is a network, `fluoro model pack "
+            f"reached ({type(error.__cause__ or error).__name__}){begun if interrupted_bytes else ''}."
+            " Where there is a network, `fluoro model pack "
             "hf-hub:OWNER/NAME FOLDER` writes a folder that loads here as local-dir:FOLDER"
         )

@@ -115,7 +115,20 @@ def _why_not_loaded(files: ModelFiles, error: BaseException) -> str:
         told += [f"{len(unexpected)} have no place in it, first {unexpected[0]!r}"] if unexpected else []
         return f"{other} {'; '.join(told)}"
     reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if re.search(_CUT_OFF, f"{type(error).__name__} {text}", re.IGNORECASE):
+        size = files.weights.stat().st_size
+        return (
+            f"{start}{files.weights} is not whole ({size:,} bytes; {reason}), as after an interrupted download or "
+            "copy; fetch it again"
+        )
     return f"{start}{reason} (weights {files.weights.name})"
+
+
+# What safetensors and torch say of a file that ends too early.
+_CUT_OFF = (
+    "incomplete ?metadata|metadata ?incomplete|header ?too|invalid ?header|file not fully covered"
+    "|failed reading zip archive|failed finding central directory|EOFError|unexpected EOF|Errno 22|invalid magic number"
+)
 
 
 def _part(text: str, heading: str) -> str:

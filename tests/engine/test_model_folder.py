@@ -14,7 +14,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from engine.encoder import load_encoder
@@ -375,6 +380,45 @@ def test_hub__unreachable_says_so_once(hub):
     ):
         load(f"hf-hub:{CLIP_HUB}")
     assert len(hub.asked) == 1
+
+
+def test_hub__a_download_that_breaks_off_says_what_is_kept(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    blobs = tmp_path / "cache" / ("models--" + CLIP_HUB.replace("/", "--")) / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "0a1b.incomplete").write_bytes(bytes(2_500_000))
+    whole = hub.download
+
+    def broken(repository: str, filename: str) -> str:
+        if filename.endswith(".bin"):
+            raise HfHubHTTPError.__bases__[0]("peer closed connection without sending complete message body")
+        return whole(repository, filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(
+        ModelError,
+        match=r"download of 'open_clip_pytorch_model.bin' .* interrupted .*peer closed.*2\.5 MB.*same command",
+    ):
+        load(f"hf-hub:{CLIP_HUB}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", whole)
+    hub.online = False
+    with pytest.raises(ModelError, match=r"cannot be reached .*a download was interrupted, 2\.5 MB of it are there"):
+        load(f"hf-hub:{CLIP_HUB}")
+
+
+@pytest.mark.parametrize("kept", [0, 7, 5_000, 60_000])
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_weights_that_are_cut_off_are_named_as_such(folder, tmp_path, kept, ending):
+    copied = shutil.copytree(folder, tmp_path / "cut")
+    weights = find_weights(copied)
+    if ending == "bin":
+        torch.save(load_file(weights), copied / "open_clip_pytorch_model.bin")
+        weights.unlink()
+        weights = copied / "open_clip_pytorch_model.bin"
+    with open(weights, "r+b") as file:
+        file.truncate(kept)
+    with pytest.raises(ModelError, match=rf"{weights.name} is not whole \({kept:,} bytes.*interrupted download"):
+        load(copied)
 
 
 @pytest.mark.parametrize("gone", ["open_clip_config.json", "open_clip_pytorch_model.bin"])
