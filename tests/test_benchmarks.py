@@ -77,7 +77,22 @@ def test_distances_prints_each_measure_beside_its_peer():
 
 
 @pytest.mark.parametrize(
-    "name", ["arrays", "growth", "extraction_jpeg", "text", "many_files", "startup", "distances", "retrieval", "probes"]
+    "name",
+    [
+        "arrays",
+        "growth",
+        "extraction_jpeg",
+        "text",
+        "many_files",
+        "startup",
+        "distances",
+        "retrieval",
+        "probes",
+        "finetuning_files",
+        "finetuning_tokens",
+        "finetuning_limit",
+        "finetuning_precision",
+    ],
 )
 def test_committed_figures_name_machine_and_versions(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -86,6 +101,20 @@ def test_committed_figures_name_machine_and_versions(name):
     record = json.loads(path.read_text())
     assert record["machine"]["processor"] and record["versions"]["numpy"] and record["commit"]
     assert record["figures"]
+
+
+def test_finetuning_prints_ours_beside_the_usual_ways():
+    text = printed_quickly("finetuning.py")
+    for name in ("loader / ours", "ours / all blocks", "bf16 / float32", "ours / bare, small", "ours / bare, large"):
+        line = next(line for line in text.splitlines() if line.startswith(f"  {name}"))
+        assert float(line.split()[-1]) > 0
+
+
+def printed_quickly(script: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_metrics_agree_with_scikit_learn_and_stand_beside_its_loop():
