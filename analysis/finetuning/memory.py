@@ -33,7 +33,7 @@ class MemoryNeed:
     moments : int
         AdamW's two a weight.
     copies : int
-        The running average.
+        The running average, and on a processor the best epoch's weights.
     batch : int
         What a pass takes whatever the number of samples.
     sample : int
@@ -78,7 +78,7 @@ class MemoryNeed:
         )
 
 
-def estimate(modules: Iterable[nn.Module], forward: Callable[[int], Tensor], *, averaged: bool) -> MemoryNeed:
+def estimate(modules: Iterable[nn.Module], forward: Callable[[int], Tensor], *, copies: int) -> MemoryNeed:
     """Return what training will take.
 
     Parameters
@@ -87,8 +87,8 @@ def estimate(modules: Iterable[nn.Module], forward: Callable[[int], Tensor], *, 
         Towers and heads, with `requires_grad` set on what trains.
     forward : callable
         Given a number of samples (1 or 2), runs them to the loss.
-    averaged : bool
-        Whether a running average is kept.
+    copies : int
+        How many copies of the weights that train are kept on the device.
     """
     weights = [value for module in modules for value in module.parameters()]
     free = sum(value.nbytes for value in weights if value.requires_grad)
@@ -99,7 +99,7 @@ def estimate(modules: Iterable[nn.Module], forward: Callable[[int], Tensor], *, 
         weights=sum(value.nbytes for value in weights),
         gradients=free,
         moments=2 * free,
-        copies=free if averaged else 0,
+        copies=copies * free,
         batch=max(one - sample, 0),
         sample=sample,
     )

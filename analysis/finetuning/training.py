@@ -195,13 +195,14 @@ class _Training:
             loss = self._step(epoch, step, parts[step], stored)
             total += loss * len(parts[step])
             self.numbers.images_through += len(parts[step])
+            now = time.perf_counter()
+            self.numbers.training_seconds, begun = self.numbers.training_seconds + now - begun, now
             if self.progress is not None:
                 done = (epoch - 1) * len(train) + min((step + 1) * config.batch_size, len(train))
                 self.progress("fine-tune", done, config.epochs * len(train))
             due = self.checkpoints is not None and self.checkpoints.due((epoch - 1) * self.steps_per_epoch + step + 1)
             if due and step + 1 < self.steps_per_epoch:
                 self._save(Position(epoch, step + 1, total, order))
-        self.numbers.training_seconds += time.perf_counter() - begun
         return total / len(train)
 
     def _step(self, epoch: int, step: int, places: np.ndarray, stored: torch.Tensor) -> float:
@@ -271,7 +272,10 @@ class _Training:
     def _note(self, epoch: int, train_loss: float, rate: float, seconds: float) -> None:
         """Validate the weights as they are, and keep them where they are the best so far."""
         size = self.config.batch_size
-        scores = validate(self.gradients, self.val_inputs, self.material, size, self.numbers.micro_batch)
+        try:
+            scores = validate(self.gradients, self.val_inputs, self.material, size, self.numbers.micro_batch)
+        except FloatingPointError as error:
+            raise self._diverged(str(error), epoch, self.steps_per_epoch) from None
         self.numbers.history.add(epoch, train_loss, scores, rate, seconds, self.numbers.copied_weights)
 
     # -- State ---------------------------------------------------------------------------------------------------------
@@ -367,7 +371,9 @@ class _Training:
                 )
 
         modules = [self.model] if self.texts is None else [self.model, self.texts]
-        need = memory.estimate(modules, forward, averaged=self.numbers.average is not None)
+        # The running average, and the best epoch's weights, which are kept in the machine's own memory.
+        copies = int(self.numbers.average is not None) + int(self.device.type == "cpu")
+        need = memory.estimate(modules, forward, copies=copies)
         torch.set_rng_state(random)
         available = memory.available_bytes(self.device)
         fitting = need.fitting(self.numbers.micro_batch, available)

@@ -33,6 +33,11 @@ def validate(
         Over which the contrast is taken.
     micro_batch : int
         Samples that go through at once.
+
+    Raises
+    ------
+    FloatingPointError
+        The weights give logits that are not finite.
     """
     model, texts = gradients.model, gradients.texts
     model.eval()
@@ -52,7 +57,10 @@ def validate(
             if texts is not None:
                 contrast = gradients.contrast_of(embedding, val[places])
                 contrasts += [] if contrast is None else [(contrast, len(places))]
-    scores = validation_scores(material.truth[val], torch.cat(logits))
+    whole = torch.cat(logits)
+    if not torch.isfinite(whole).all():
+        raise FloatingPointError("a validation logit is no finite number")
+    scores = validation_scores(material.truth[val], whole)
     if texts is not None:
         counts = sum(count for _, count in contrasts)
         scores["contrastive"] = sum(value * count for value, count in contrasts) / counts if counts else math.nan

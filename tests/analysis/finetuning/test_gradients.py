@@ -176,7 +176,7 @@ def test_kept_bytes_are_those_of_the_layers_inputs() -> None:
 
     # kept are: the first's input, and relu's output, which is the second's input
     assert memory.kept_bytes(lambda: forward(3), spared) == 4 * 3 * (10 + 20)
-    need = memory.estimate([first, second], forward, averaged=True)
+    need = memory.estimate([first, second], forward, copies=1)
     assert need.sample == 4 * 30 and need.batch == 0
     free = 4 * (200 + 100)
     assert (need.weights, need.gradients, need.moments, need.copies) == (free, free, 2 * free, free)

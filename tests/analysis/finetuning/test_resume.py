@@ -174,6 +174,9 @@ def test_a_diverging_loss_names_step_and_checkpoint_and_that_one_is_sound(encode
     config = FinetuneConfig(epochs=3, batch_size=4, learning_rate=1e30, warmup=0, gradient_clip=None)
     with pytest.raises(TrainingError, match=rf"at step \d+ .*last good checkpoint: {tmp_path}/last\.pt \(epoch 1"):
         train(encoder, config, tmp_path)
+    one_step = FinetuneConfig(epochs=1, batch_size=26, learning_rate=1e38, warmup=0, gradient_clip=None)
+    with pytest.raises(TrainingError, match="a validation logit is no finite number at step 1 "):
+        train(encoder, one_step, tmp_path / "one step")
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["weights"].values())
 
