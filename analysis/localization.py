@@ -7,31 +7,51 @@ have marked them, and the share of the region that was in view is said beside th
 - pointing game (Zhang et al., ECCV 2016): does the peak lie in the region, within a tolerance? A peak of several pixels
   counts by the share of them that hits, so a flat map scores what a random point would.
 - energy in the region (Wang et al., Score-CAM, 2020): the share of the map's mass that lies in it.
-- IoU of the map, cut at a share of its maximum, with the region: at each threshold, and at the image's best one.
+- IoU and Dice of the map, cut at a share of its maximum, with the region: at each threshold, and at the image's best
+  one (`analysis.threshold_curves`).
+- average precision over pixels: how well the map ranks them, whatever its scale.
+- findings hit, missed and called in vain, for an F1 over findings (`analysis.finding_hits`).
 
-An empty map (nothing positive in view) points nowhere and is a miss in all three: it does not get a random point's
-score.
+An empty map (nothing positive in view) points nowhere and is a miss in all of them: it does not get a random point's
+score. A point says where a finding is and not how far it reaches, so maps are held against it by their peak alone.
 
 Radiologists' boxes of one finding overlap each other with IoU 0 to 0.76, and findings have their usual places. So no
-score means anything alone: `centre_prior`, `location_prior` (where the label usually lies) and `random_map` are maps
-like any other and go through the same functions. Best IoU is chosen in sight of the truth and is an upper bound.
+score means anything alone: `centre_prior`, `location_prior` (where the label usually lies), `random_map` and the region
+of another annotator are maps like any other and go through the same functions (more of them:
+`analysis.heatmap_nulls`). Best IoU and Dice are chosen in sight of the truth and are upper bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 
+from analysis.finding_hits import Hits, peak_hits, region_hits
+from analysis.threshold_curves import THRESHOLDS, Overlaps, average_precision, overlaps
 from engine.errors import DataError
-
-THRESHOLDS = np.round(np.arange(0.05, 1.0, 0.05), 2)
-"""Cuts as shares of the map's maximum, (19,) float64."""
 
 TOLERANCE_SHARE = 16 / 256
 """Default tolerance of the pointing game: this share of the image's shorter side (16 pixels at 256)."""
+
+OF_EXTENT = (
+    "energy",
+    "iou",
+    "best_iou",
+    "best_threshold",
+    "dice",
+    "best_dice",
+    "pixel_ap",
+    "region_hit",
+    "region_vain",
+    "region_missed",
+)
+"""Scores that a point cannot give."""
+
+_HALF = int(np.flatnonzero(THRESHOLDS == 0.5)[0])
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,12 @@ class LocalizationScores:
         Intersection over union of (map >= half its maximum) and the region.
     best_iou, best_threshold : float
         The largest IoU over `THRESHOLDS`, and where (the lowest such threshold; NaN for an empty map).
+    dice, best_dice : float
+        The same for the Dice coefficient.
+    pixel_ap : float
+        Average precision of the pixels in view, as scikit-learn's `average_precision_score` gives it.
+    peak_hit, peak_vain, peak_missed, region_hit, region_vain, region_missed : float
+        Findings hit, calls in vain and findings missed, by the peak and by the regions that reach half the maximum.
     region_visible : float
         Share of the region's pixels that lie inside the model's crop. 0: the scores are NaN, nothing could be scored.
     region_share : float
@@ -64,6 +90,15 @@ class LocalizationScores:
     region_visible: float
     region_share: float
     empty: bool
+    dice: float
+    best_dice: float
+    pixel_ap: float
+    peak_hit: float
+    peak_vain: float
+    peak_missed: float
+    region_hit: float
+    region_vain: float
+    region_missed: float
 
     def as_dict(self) -> dict[str, float | bool]:
         """Return the fields by name."""
@@ -110,8 +145,8 @@ def energy_inside(heat: np.ndarray, region: np.ndarray) -> float:
     return float(positive[region].sum() / mass) if mass > 0 else 0.0
 
 
-def iou_curve(heat: np.ndarray, region: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
-    """Return the IoU of (map >= threshold x its maximum) with the region at each threshold.
+def overlap_curves(heat: np.ndarray, region: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> Overlaps:
+    """Return IoU and Dice of (map >= threshold x its maximum) with the region at each threshold.
 
     Parameters
     ----------
@@ -122,35 +157,30 @@ def iou_curve(heat: np.ndarray, region: np.ndarray, thresholds: np.ndarray = THR
 
     Returns
     -------
-    ndarray of float64, (T,)
-        Zeros for an empty map; NaN where the region has no pixel in view.
+    Overlaps
+        (T,) float64 each: zeros for an empty map; NaN where the region has no pixel in view.
     """
     heat, region, visible = _checked(heat, region)
-    cuts = np.asarray(thresholds, dtype=np.float64)
+    count = len(np.asarray(thresholds))
+    values = heat[visible]
+    if not region.any() or not values.max() > 0:
+        nothing = np.full(count, 0.0 if region.any() else np.nan)
+        return Overlaps(nothing, nothing)
+    return overlaps(values, region[visible], thresholds)
+
+
+def pixel_average_precision(heat: np.ndarray, region: np.ndarray) -> float:
+    """Return the average precision of the pixels in view; 0 for an empty map, NaN where no pixel of the region is."""
+    heat, region, visible = _checked(heat, region)
+    values = heat[visible]
     if not region.any():
-        return np.full(len(cuts), np.nan)
-    top = np.where(visible, heat, -np.inf).max()
-    if top <= 0:
-        return np.zeros(len(cuts))
-    # Sorted values turn each threshold into one look-up instead of one pass over the image.
-    inside = np.sort(heat[region])
-    outside = np.sort(heat[visible & ~region])
-    level = cuts * float(top)
-    hit = len(inside) - np.searchsorted(inside, level, side="left")
-    false = len(outside) - np.searchsorted(outside, level, side="left")
-    return hit / (len(inside) + false)
+        return float("nan")
+    return average_precision(values, region[visible]) if values.max() > 0 else 0.0
 
 
-def best_iou(heat: np.ndarray, region: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> tuple[float, float]:
-    """Return the largest IoU over the thresholds and the lowest threshold that reaches it (NaN for an empty map)."""
-    curve = iou_curve(heat, region, thresholds)
-    if np.isnan(curve).any():
-        return float("nan"), float("nan")
-    best = int(curve.argmax())
-    return float(curve[best]), float(np.asarray(thresholds)[best]) if curve[best] > 0 else float("nan")
-
-
-def score_heatmap(heat: np.ndarray, region: np.ndarray, tolerance: float | None = None) -> LocalizationScores:
+def score_heatmap(
+    heat: np.ndarray, region: np.ndarray, tolerance: float | None = None, *, point: bool = False
+) -> LocalizationScores:
     """Return all scores of one heatmap against one region.
 
     Parameters
@@ -161,22 +191,49 @@ def score_heatmap(heat: np.ndarray, region: np.ndarray, tolerance: float | None 
         Mask or union of boxes (`engine.annotations.Annotations.region`).
     tolerance : float, optional
         Of the pointing game, in pixels; by default `TOLERANCE_SHARE` of the shorter side.
+    point : bool
+        The annotator pointed (`Annotations.only_points`): what speaks of extent is NaN.
+
+    Raises
+    ------
+    DataError
+        The region is empty: an image without annotation has nothing to be scored against.
     """
     whole = int(np.asarray(region, dtype=bool).sum())
+    if not whole:
+        raise DataError(
+            "the region has no pixel: this label is not annotated in this image, so its heatmap cannot be scored; ask "
+            "Annotations.has(sample, label) first"
+        )
     heat, region, visible = _checked(heat, region)
     if tolerance is None:
         tolerance = TOLERANCE_SHARE * min(heat.shape)
-    best, threshold = best_iou(heat, region)
-    return LocalizationScores(
+    nothing = Hits(float("nan"), float("nan"), float("nan"))
+    by_peak = peak_hits(heat, region, tolerance) if region.any() else nothing
+    by_region = region_hits(heat, region) if region.any() else nothing
+    curves = overlap_curves(heat, region)
+    best, best_dice = (int(np.nan_to_num(curve, nan=-1.0).argmax()) for curve in curves)
+    scores = LocalizationScores(
         pointing_game=pointing_game(heat, region, tolerance),
         energy=energy_inside(heat, region),
-        iou=float(iou_curve(heat, region, np.array([0.5]))[0]),
-        best_iou=best,
-        best_threshold=threshold,
-        region_visible=float(region.sum() / whole) if whole else 0.0,
+        iou=float(curves.iou[_HALF]),
+        best_iou=float(curves.iou[best]),
+        best_threshold=float(THRESHOLDS[best]) if curves.iou[best] > 0 else float("nan"),
+        region_visible=float(region.sum() / whole),
         region_share=float(region.sum() / visible.sum()),
         empty=not bool((heat[visible] > 0).any()),
+        dice=float(curves.dice[_HALF]),
+        best_dice=float(curves.dice[best_dice]),
+        pixel_ap=pixel_average_precision(heat, region),
+        peak_hit=by_peak.hit,
+        peak_vain=by_peak.vain,
+        peak_missed=by_peak.missed,
+        region_hit=by_region.hit,
+        region_vain=by_region.vain,
+        region_missed=by_region.missed,
     )
+    nowhere: dict[str, Any] = dict.fromkeys(OF_EXTENT, float("nan"))
+    return replace(scores, **nowhere) if point else scores
 
 
 def centre_prior(height: int, width: int, spread: float = 0.25) -> np.ndarray:

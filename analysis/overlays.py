@@ -173,7 +173,7 @@ def sheet(
     ]
     unit = side / 360
     margin, gap = round(22 * unit), round(16 * unit)
-    big, middle, small = (_font(round(size * unit), bold) for size, bold in ((19, True), (15, True), (12.5, False)))
+    big, middle, small = (font_of(round(size * unit), bold) for size, bold in ((19, True), (15, True), (12.5, False)))
     line_height = round(17 * unit)
     head = margin + (round(28 * unit) if title else 0) + (round(24 * unit) if subtitle else 0)
     caption = round(26 * unit) + line_height * max(len(panel.lines) for panel in panels) + round(6 * unit)
@@ -185,21 +185,21 @@ def sheet(
     draw = ImageDraw.Draw(canvas)
     top = round(margin * 0.8)
     if title:
-        draw.text((margin, top), _fitted(title, big, total_width - 2 * margin), font=big, fill=INK)
+        draw.text((margin, top), fitted(title, big, total_width - 2 * margin), font=big, fill=INK)
         top += round(28 * unit)
     if subtitle:
-        draw.text((margin, top), _fitted(subtitle, small, total_width - 2 * margin), font=small, fill=FAINT_INK)
+        draw.text((margin, top), fitted(subtitle, small, total_width - 2 * margin), font=small, fill=FAINT_INK)
     for place, (panel, picture) in enumerate(zip(panels, pictures, strict=True)):
         row, column = divmod(place, columns)
         left = margin + column * (width + gap)
         upper = head + row * (height + caption + gap)
-        draw.text((left, upper), _fitted(panel.title, middle, width), font=middle, fill=INK)
+        draw.text((left, upper), fitted(panel.title, middle, width), font=middle, fill=INK)
         for number, line in enumerate(panel.lines):
             at = (left, upper + round(22 * unit) + number * line_height)
-            draw.text(at, _fitted(line, small, width), font=small, fill=FAINT_INK)
+            draw.text(at, fitted(line, small, width), font=small, fill=FAINT_INK)
         canvas.paste(Image.fromarray(picture), (left, upper + caption))
     heats = [panel.heat for panel in panels if panel.heat is not None]
-    _draw_key(
+    draw_key(
         draw,
         canvas,
         (margin, total_height - foot + round(14 * unit)),
@@ -225,7 +225,8 @@ def heat_colours() -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return the sheets' font in a size in pixels."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), max(8, size))
 
@@ -328,13 +329,13 @@ def _draw_peak(picture: np.ndarray, heat: np.ndarray, scale: float, line: float)
 def _draw_labels(canvas: Image.Image, boxes: Sequence[Box], scale: float) -> None:
     """Write each box's label on a small plate at its upper edge, inside the picture and clear of earlier plates."""
     draw = ImageDraw.Draw(canvas)
-    font = _font(round(max(canvas.size) / 38))
+    font = font_of(round(max(canvas.size) / 38))
     pad = max(2, font.size // 4)
     taken: list[tuple[float, float, float, float]] = []
     for box in boxes:
         if not box.label:
             continue
-        text = _fitted(box.label, font, canvas.width - 2 * pad)
+        text = fitted(box.label, font, canvas.width - 2 * pad)
         wide, high = font.getlength(text) + 2 * pad, font.size + 1.4 * pad
         left = min(max(0.0, box.x * scale), canvas.width - wide)
         above, inside = box.y * scale - high - 1, box.y * scale + 1
@@ -353,9 +354,9 @@ def _draw_labels(canvas: Image.Image, boxes: Sequence[Box], scale: float) -> Non
 
 
 def _draw_note(canvas: Image.Image, note: str) -> None:
-    font = _font(round(max(canvas.size) / 32))
+    font = font_of(round(max(canvas.size) / 32))
     pad = font.size // 2
-    lines = _wrapped(note, font, canvas.width - 2 * pad)
+    lines = wrapped(note, font, canvas.width - 2 * pad)
     high = round(len(lines) * font.size * 1.35 + 1.4 * pad)
     ground = Image.new("RGB", (canvas.width, high), (12, 14, 17))
     box = (0, canvas.height - high)
@@ -366,7 +367,7 @@ def _draw_note(canvas: Image.Image, note: str) -> None:
         draw.text(at, line, font=font, fill=(240, 242, 244))
 
 
-def _draw_key(
+def draw_key(
     draw: ImageDraw.ImageDraw,
     canvas: Image.Image,
     at: tuple[int, int],
@@ -377,7 +378,7 @@ def _draw_key(
     unseen: bool,
 ) -> None:
     """Draw what the colours mean, in one line at the sheet's foot."""
-    font = _font(round(11.5 * unit))
+    font = font_of(round(11.5 * unit))
     left, top = at
     high, space = round(12 * unit), round(7 * unit)
 
@@ -407,7 +408,7 @@ def _draw_key(
         write("outside the model's view")
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Return the text, cut with an ellipsis where it is wider than it may be."""
     if font.getlength(text) <= width:
         return text
@@ -416,7 +417,8 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text.rstrip() + "…"
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Return the text broken into lines that are no wider than they may be."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

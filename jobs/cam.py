@@ -226,9 +226,7 @@ class _Finding:
             rows.append(row)
         return rows
 
-    def draw(
-        self, drawn: Sequence[_Drawn], scored: Sequence[dict[str, Any]], config: Config, record: Run
-    ) -> Path:
+    def draw(self, drawn: Sequence[_Drawn], scored: Sequence[dict[str, Any]], config: Config, record: Run) -> Path:
         """Write one picture a map and the sheet of all; return the sheet's path."""
         stem = figure_stem(self.sample, self.label)
         image = np.asarray(self.image)
@@ -264,9 +262,7 @@ class _Finding:
         prior = usual.prior(self.label, self.dataset.groups[self.position])
         if prior is not None:
             found.append((LOCATION, localization.place_prior(prior, height, width)))
-        return [
-            _Drawn(name, localization.in_view_of(null, heat), "", None, "", baseline=True) for name, null in found
-        ]
+        return [_Drawn(name, localization.in_view_of(null, heat), "", None, "", baseline=True) for name, null in found]
 
     def _subtitle(self, drawn: Sequence[_Drawn], scored: Sequence[dict[str, Any]], config: Config) -> str:
         positive = self.dataset.labels[self.position, self.dataset.label_position(self.label)]

@@ -30,7 +30,9 @@ from engine.dataset import Dataset
 from engine.errors import DataError, UsageError
 from jobs import config as configs
 from jobs import (
+    heatmap_tables,
     opening,
+    run_tables,
     runs,
     study_analyses,
     study_cards,
@@ -383,7 +385,7 @@ def _heatmaps(
         text = "The data set has no boxes or masks, so heatmaps are not scored."
         record.record("sentence", section="heatmaps", text=text)
         return []
-    pictures = study_heatmaps.PictureWriter(record, protocol)
+    pictures = study_heatmaps.PictureWriter(record, protocol, dataset)
     with record.step(f"heatmaps ({protocol})") as step, tempfile.TemporaryDirectory() as scratch:
 
         def refit(fold: int, held_out: np.ndarray) -> list[study_settings.Explained]:
@@ -403,8 +405,20 @@ def _heatmaps(
         record.record("sentence", section="heatmaps", text=text)
         return []
     scored.to_csv(record.path(f"tables/findings-{protocol}.csv"), index=False)
-    record.record_all(study_heatmaps.localization_rows(scored, protocol, config.replicates, config.seed))
-    sentences = study_heatmaps.heatmap_sentences(scored, config.replicates, config.seed)
+    means = heatmap_tables.summaries(scored, config.replicates, config.seed)
+    record.record_all(heatmap_tables.localization_rows(means, protocol))
+    compared = heatmap_tables.differences(scored, config.replicates, config.seed)
+    run_tables.write_table(
+        record,
+        f"heatmap-differences-{protocol}",
+        compared,
+        title="Heatmaps against what knows less",
+        text="Each setting minus each null over the same findings, with 95 % intervals that resample patients. The "
+        "mean map of others has not seen the image, a random label is not in it, random weights have learnt nothing.",
+        section="heatmaps",
+        protocol=protocol,
+    )
+    sentences = heatmap_tables.heatmap_sentences(scored, compared)
     record.record_all(study_records.sentence_rows("heatmaps", sentences, protocol))
     return pictures.cases
 

@@ -173,6 +173,12 @@ class Explained:
     head: LinearHead | None = None
     text: np.ndarray | None = None
 
+    def can_explain(self, label: str) -> bool:
+        """Tell whether a label has a direction in the embedding; one that was never trained has weights of zero."""
+        if label not in self.label_names:
+            return False
+        return self.head is None or bool(np.any(self.head.of_label(label)[0]))
+
     def target(self, label: str) -> cam.Target:
         """Return what a heatmap of a label explains in this setting."""
         if self.head is not None:

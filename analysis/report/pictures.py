@@ -29,7 +29,9 @@ def case_view(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, A
         }
     ]
     for panel in case["panels"]:
-        if panel.get("empty"):
+        if panel.get("caption"):
+            caption = panel["caption"]
+        elif panel.get("empty"):
             caption = panel.get("note") or "the map is empty: its gradient is zero everywhere"
         elif panel.get("pointing") is None:
             caption = "the region lies outside what the model sees"
@@ -37,6 +39,7 @@ def case_view(record: run_record.RunRecord, case: dict[str, Any]) -> dict[str, A
             share = float(panel["pointing"])
             hit = {1.0: "peak hits", 0.0: "peak misses"}.get(share, f"{share:.2f} of a tied peak hits")
             caption = f"{hit} · energy {panel['energy']:.2f} · IoU {panel['iou']:.2f}"
+            caption += f" · {panel['value']}" if panel.get("value") else ""
             caption += f" · {panel['note']}" if panel.get("note") else ""
         panels.append(
             {

@@ -23,7 +23,15 @@ CHART_METRICS = (
     ("map", "mAP ↑"),
     ("coverage_error", "coverage error ↓"),
 )
-LOCALIZATION_METRICS = (("pointing_game", "pointing game ↑"), ("energy", "energy in region ↑"), ("iou", "best IoU ↑"))
+LOCALIZATION_METRICS = (
+    ("pointing_game", "pointing game ↑"),
+    ("energy", "energy in region ↑"),
+    ("iou", "best IoU ↑"),
+    ("dice", "best Dice ↑"),
+    ("pixel_ap", "pixel AP ↑"),
+    ("peak_f1", "finding F1 by peak ↑"),
+    ("region_f1", "finding F1 by region ↑"),
+)
 DISTANCE_METRICS = (
     ("inter", "inter ↑"),
     ("intra", "intra ↓"),
@@ -290,8 +298,9 @@ def heatmap_section(part: Part) -> Section:
     return part.section(
         "heatmaps",
         "Heatmaps against the truth",
-        "Grad-CAM is computed in float32, carried back to the original image, and compared with boxes or masks. A map "
-        "earns trust only above the centre prior and the label's own location prior.",
+        "Maps are computed in float32, carried back to the original image, and compared with boxes or masks. A map "
+        "earns trust only above the centre prior, the label's own location prior, the mean map of other patients, the "
+        "map of a label that the image does not have, and a tower of random weights.",
         [table, part.said("heatmaps"), Details("By label", [localization_by_label(rows, part.colours, part.protocol)])],
     )
 

@@ -167,6 +167,18 @@ GROUPS: dict[str, tuple[Verb, ...]] = {
             "Draw where the model looks for a label; score it",
             "fluoro cam phantom:2000 --model phantom-clip --id SAMPLE --label Cardiomegaly --out runs/cam",
         ),
+        Verb(
+            "cam sweep",
+            "jobs.commands.heatmaps:sweep",
+            "Choose heatmap method and layer by annotations",
+            "fluoro cam sweep 'phantom:3000?enrich=0.1' --model phantom-clip --out runs/sweep",
+        ),
+        Verb(
+            "cam check",
+            "jobs.commands.heatmaps:check",
+            "Check heatmaps for sanity and faithfulness",
+            "fluoro cam check 'phantom:1000?enrich=0.1' --model phantom-clip --method gradcam --out runs/check",
+        ),
     ),
     "Study": (
         Verb(

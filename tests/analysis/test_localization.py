@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
-from analysis import localization
+from analysis import finding_hits, localization
 from engine.errors import DataError
 
 
@@ -41,12 +42,13 @@ def brute_pointing(heat: np.ndarray, region: np.ndarray, tolerance: float) -> fl
     return sum(hits) / len(hits)
 
 
-def brute_iou(heat: np.ndarray, region: np.ndarray, threshold: float) -> float:
+def brute_overlaps(heat: np.ndarray, region: np.ndarray, threshold: float) -> tuple[float, float]:
     seen = [(r, c) for r in range(heat.shape[0]) for c in range(heat.shape[1]) if not math.isnan(heat[r, c])]
     top = max(float(heat[p]) for p in seen)
     marked = {p for p in seen if float(heat[p]) >= threshold * top}
     truth = {p for p in seen if region[p]}
-    return len(marked & truth) / len(marked | truth) if truth else float("nan")
+    common = len(marked & truth)
+    return common / len(marked | truth), 2 * common / (len(marked) + len(truth))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -60,15 +62,17 @@ def test_scores_equal_loops_over_pixels(seed: int, crop: bool) -> None:
     visible = ~np.isnan(heat)
     energy = sum(float(v) for v in heat[visible & region]) / sum(float(v) for v in heat[visible])
     assert localization.energy_inside(heat, region) == pytest.approx(energy)
-    curve = [brute_iou(heat, region, t) for t in localization.THRESHOLDS]
-    np.testing.assert_allclose(localization.iou_curve(heat, region), curve)
-    best, threshold = localization.best_iou(heat, region)
-    assert best == pytest.approx(max(curve))
-    if max(curve) > 0:
-        assert threshold == localization.THRESHOLDS[curve.index(max(curve))]
+    curve, dice = np.transpose([brute_overlaps(heat, region, t) for t in localization.THRESHOLDS])
+    found = localization.overlap_curves(heat, region)
+    np.testing.assert_allclose(found.iou, curve, rtol=1e-12)
+    np.testing.assert_allclose(found.dice, dice, rtol=1e-12)
 
     scores = localization.score_heatmap(heat, region, tolerance=1.5)
-    assert scores.iou == pytest.approx(brute_iou(heat, region, 0.5))
+    assert scores.best_iou == pytest.approx(max(curve)) and scores.best_dice == pytest.approx(max(dice))
+    if max(curve) > 0:
+        assert scores.best_threshold == localization.THRESHOLDS[list(curve).index(max(curve))]
+    assert (scores.iou, scores.dice) == pytest.approx(brute_overlaps(heat, region, 0.5))
+    assert scores.pixel_ap == pytest.approx(average_precision_score(region[visible], heat[visible]), abs=1e-12)
     assert scores.region_visible == pytest.approx((region & visible).sum() / region.sum())
     assert scores.region_share == pytest.approx((region & visible).sum() / visible.sum())
     assert not scores.empty
@@ -195,3 +199,71 @@ def test_nulls_are_scored_where_the_model_looked() -> None:
     heat = a_map(1)
     null = localization.in_view_of(localization.centre_prior(*heat.shape), heat)
     np.testing.assert_array_equal(np.isnan(null), np.isnan(heat))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pixel_ap_equals_scikit_learn_on_smooth_and_tied_maps(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    heat = rng.random((40, 30)).astype(np.float32)
+    if seed % 2:
+        heat = np.maximum(np.round(heat * 5) - 2, 0).astype(np.float32)
+    region = rng.random((40, 30)) < 0.2
+    found = localization.pixel_average_precision(heat, region)
+    assert found == pytest.approx(average_precision_score(region.ravel(), heat.ravel()), abs=1e-12)
+
+
+def test_overlaps_take_thresholds_in_any_order() -> None:
+    heat, region = a_map(7), a_region(7)
+    cuts = np.array([0.8, 0.1, 0.5, 1.0])
+    found = localization.overlap_curves(heat, region, cuts)
+    np.testing.assert_allclose(found.iou, [brute_overlaps(heat, region, cut)[0] for cut in cuts])
+
+
+def test_findings_by_the_peak_and_by_marked_regions() -> None:
+    region = np.zeros((20, 30), dtype=bool)
+    region[2:6, 2:6] = region[2:6, 20:24] = region[14:18, 10:14] = True  # three findings
+    heat = np.zeros((20, 30), dtype=np.float32)
+    heat[3:5, 3:5] = 1.0  # inside the first finding
+    heat[2:6, 18:22] = 0.8  # half of it inside the second
+    heat[10:12, 0:2] = 0.7  # in vain
+    heat[14:20, 8:24] = 0.6  # 16 of 96 pixels in the third: too large to be a hit
+    heat[0, 29] = 0.4  # below half the maximum: no call
+    scores = localization.score_heatmap(heat, region, tolerance=0)
+    assert (scores.peak_hit, scores.peak_vain, scores.peak_missed) == (1, 0, 2)
+    assert (scores.region_hit, scores.region_vain, scores.region_missed) == (2, 2, 1)
+    assert finding_hits.f1(scores.region_hit, scores.region_vain, scores.region_missed) == pytest.approx(4 / 7)
+
+
+def test_peak_beside_every_finding_is_in_vain_unless_within_the_tolerance() -> None:
+    region = np.zeros((12, 12), dtype=bool)
+    region[2:4, 2:4] = True
+    heat = np.zeros((12, 12), dtype=np.float32)
+    heat[6, 3] = 1
+    assert finding_hits.peak_hits(heat, region, 2.0) == (0, 1, 1)
+    assert finding_hits.peak_hits(heat, region, 3.0) == (1, 0, 0)
+    heat[2, 2] = 1  # a tied peak: half of it hits
+    assert finding_hits.peak_hits(heat, region, 2.0) == (0.5, 0.5, 0.5)
+
+
+def test_empty_map_calls_nothing() -> None:
+    region = np.zeros((6, 6), dtype=bool)
+    region[1, 1] = region[4, 4] = True
+    scores = localization.score_heatmap(np.zeros((6, 6), dtype=np.float32), region)
+    assert (scores.peak_hit, scores.peak_vain, scores.peak_missed) == (0, 0, 2)
+    assert (scores.region_hit, scores.region_vain, scores.region_missed) == (0, 0, 2)
+    assert (scores.pixel_ap, scores.best_dice) == (0, 0)
+
+
+def test_point_is_scored_by_the_peak_alone() -> None:
+    region = np.zeros((16, 16), dtype=bool)
+    region[5, 5] = True
+    heat = np.zeros((16, 16), dtype=np.float32)
+    heat[6, 6] = 1
+    scores = localization.score_heatmap(heat, region, tolerance=2, point=True)
+    assert (scores.pointing_game, scores.peak_hit, scores.peak_vain) == (1, 1, 0)
+    assert all(math.isnan(getattr(scores, name)) for name in localization.OF_EXTENT)
+
+
+def test_image_without_annotation_is_an_error_and_not_a_score() -> None:
+    with pytest.raises(DataError, match="not annotated in this image"):
+        localization.score_heatmap(np.ones((4, 4), dtype=np.float32), np.zeros((4, 4), dtype=bool))
