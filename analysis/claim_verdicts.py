@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.baselines import PREVALENCE
-from analysis.claims import DISTINCT, LEAST_IMAGES, SubsetScores
-from analysis.sentences import TITLES, difference_sentence, figure
+from analysis.claims import LEAST_IMAGES, SubsetScores
+from analysis.sentences import TITLES, figure
 from analysis.verdicts import FAMILY_TITLES
 
 ABOVE_ZERO = "zero"
@@ -43,29 +43,26 @@ def over_prediction_sentences(counts: pd.DataFrame, setting: str, others: Sequen
     own = counts[(counts["setting"] == setting) & (counts["family"] != OWN)]
     if own.empty:
         return []
-    told = "; ".join(
-        f"{TITLES_OF_FAMILIES.get(str(row.family), str(row.family))}: {row.over} of {row.labels} labels more often "
-        f"than they occur, {row.under} less often, in all {_ratio(row)}"
-        for row in own.itertuples()
-    )
-    holding = [TITLES_OF_FAMILIES.get(str(row.family), str(row.family)) for row in own.itertuples() if row.holds]
+    holding = [_family(row.family) for row in own.itertuples() if row.holds]
     if len(holding) == len(own):
-        verdict = "It holds under every threshold tried."
-    elif not holding:
-        verdict = "It does not hold: no threshold tried makes it say every label too often."
+        verdict = "holds under every threshold tried"
+    elif holding:
+        verdict = f"holds when cut by {', '.join(holding)} only, so the threshold makes it"
     else:
-        verdict = f"It holds under {', '.join(holding)} only: the threshold makes it, not the model alone."
-    sentences = [f"{CLAIM_1}: {told}. {verdict}"]
-    for family in own["family"]:
-        same = counts[(counts["family"] == family) & counts["setting"].isin(list(others))]
-        own_over = int(own.loc[own["family"] == family, "over"].iloc[0])
-        as_many = [f"{row.setting} ({row.over})" for row in same.itertuples() if row.over >= own_over > 0]
+        verdict = "does not hold under any threshold tried"
+    told = ", ".join(f"{row.over} of {row.labels} by {_family(row.family)} ({_ratio(row)})" for row in own.itertuples())
+    sentences = [
+        f"{CLAIM_1}: {verdict}. Labels said more often than they occur, and all labels said over all true ones with "
+        f"the 95 % interval: {told}."
+    ]
+    alike = []
+    for row in own.itertuples():
+        same = counts[(counts["family"] == row.family) & counts["setting"].isin(list(others))]
+        as_many = [f"{each.setting} {each.over}" for each in same.itertuples() if each.over >= row.over > 0]
         if as_many:
-            title = TITLES_OF_FAMILIES.get(str(family), str(family))
-            sentences.append(
-                f"Cut by {title}, as many labels or more are over-predicted by {', '.join(as_many)} as by {setting} "
-                f"({own_over})."
-            )
+            alike.append(f"by {_family(row.family)} ({', '.join(as_many)}; {setting} {row.over})")
+    if alike:
+        sentences.append(f"Cut alike, trained settings over-predict as many labels or more: {'; '.join(alike)}.")
     return sentences
 
 
@@ -82,7 +79,7 @@ def subset_sentences(
     setting : str
         Whom the claim is about.
     subset : str
-        `DISTINCT` or `OVERLAPPING`.
+        "one finding" or "several findings".
     """
     count = f"{found.images} test images with {subset}, {found.patients} patients"
     if found.table.empty:
@@ -90,12 +87,6 @@ def subset_sentences(
     part = found.differences[(found.differences["setting"] == setting) & found.differences["metric"].isin(list(SPOKEN))]
     if part.empty:
         return [f"{claim}: cannot be tested here, nothing stands beside {setting} ({count})."]
-    told = [
-        difference_sentence(
-            f"{setting}'s {TITLES[row['metric']]}", row["other"], row["difference"], row["low"], row["high"]
-        )
-        for row in part.to_dict("records")
-    ]
     settings = part[part["other"] != PREVALENCE]
     asked, shown = len(part), int((part["better"] == setting).sum())
     against = int((settings["better"] == settings["other"]).sum())
@@ -105,27 +96,36 @@ def subset_sentences(
         verdict = "does not hold"
     else:
         verdict = "holds in part"
-    sentences = [
-        f"{claim} ({count}): {verdict} here; {shown} of {asked} differences stand in its favour after Holm's "
-        f"correction, {against} against it. " + " ".join(told)
+    told = "; ".join(_differences_of(metric, rows) for metric, rows in part.groupby("metric", sort=False))
+    return [
+        f"{claim}: {verdict} here ({count}). {setting} less another, with the 95 % interval: {told}. {shown} of {asked}"
+        f" stand in its favour after Holm's correction, {against} against it.{_null_told(found.table, setting)}"
     ]
-    return sentences + _null_sentences(found.table, setting, subset)
 
 
-def _null_sentences(table: pd.DataFrame, setting: str, subset: str) -> list[str]:
-    part = table[(table["setting"] == setting) & table["metric"].isin(SPOKEN) & table["null"].notna()]
-    told = [
-        f"{TITLES[str(row.metric)]} {figure(row.value)}, truth dealt to other patients {figure(row.null)} "
-        f"({figure(row.null_low)} to {figure(row.null_high)}), p = {figure(row.p, 3)}"
+def _differences_of(metric: object, rows: pd.DataFrame) -> str:
+    each = ", ".join(
+        f"{row['other']} {figure(row['difference'], 3)} ({figure(row['low'], 3)} to {figure(row['high'], 3)})"
+        for row in rows.to_dict("records")
+    )
+    return f"{TITLES[str(metric)]}: {each}"
+
+
+def _null_told(table: pd.DataFrame, setting: str) -> str:
+    part = table[(table["setting"] == setting) & table["metric"].isin(list(SPOKEN)) & table["null"].notna()]
+    told = ", ".join(
+        f"{TITLES[str(row.metric)]} {figure(row.null)} where it has {figure(row.value)} (p = {figure(row.p, 3)})"
         for row in part.itertuples()
-    ]
-    which = "one finding" if subset == DISTINCT else "several findings"
-    return [f"On images with {which}, {setting}: {'; '.join(told)}."] if told else []
+    )
+    return f" Truth dealt to other patients gives {told}." if told else ""
+
+
+def _family(family: object) -> str:
+    return TITLES_OF_FAMILIES.get(str(family), str(family))
 
 
 def _ratio(row: object) -> str:
     ratio, low, high = (float(getattr(row, name)) for name in ("ratio", "low", "high"))
     if not math.isfinite(ratio):
-        return "without a true label"
-    ends = f", 95 % interval {figure(low)} to {figure(high)}" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{figure(ratio)} times{ends}"
+        return "nothing is true"
+    return f"{figure(ratio)}, {figure(low)} to {figure(high)}" if math.isfinite(low) else figure(ratio)

@@ -36,6 +36,8 @@ class RetrievalScores:
     chance : ndarray of float64, (L,)
         Precision of hits drawn at random, the mean over the label's queries.
     queries : ndarray of int64, (L,)
+    each : ndarray of float64, (q, L, K), or None
+        Precision of every query for each of its labels, NaN elsewhere; kept where it is asked for, for intervals.
     """
 
     ks: tuple[int, ...]
@@ -43,6 +45,7 @@ class RetrievalScores:
     recall: np.ndarray
     chance: np.ndarray
     queries: np.ndarray
+    each: np.ndarray | None = None
 
     def macro(self) -> dict[str, np.ndarray]:
         """Return "precision", "recall" (K,) and "chance" (scalar) averaged over the labels that have them."""
@@ -120,6 +123,7 @@ def image_to_image(
     groups: Sequence[str] | np.ndarray | None = None,
     queries: np.ndarray | None = None,
     normalize: bool = True,
+    keep_each: bool = False,
 ) -> RetrievalScores:
     """Return how well images with a label find others with it, over cosine similarity.
 
@@ -135,6 +139,8 @@ def image_to_image(
         Rows that ask; by default all. The gallery is always all rows.
     normalize : bool
         Cosine (True) or dot product.
+    keep_each : bool
+        Keep the precision of every query.
 
     Returns
     -------
@@ -151,6 +157,7 @@ def image_to_image(
     labels = truth.shape[1]
     precision, recall = np.zeros((labels, len(wanted))), np.zeros((labels, len(wanted)))
     chance, counts = np.zeros(labels), np.zeros(labels, dtype=np.int64)
+    each = np.full((len(asked), labels, len(wanted)), np.nan) if keep_each else None
     block = max(1, _SCORE_CELLS // max(1, len(truth)))
     for start in range(0, len(asked), block):
         rows = asked[start : start + block]
@@ -168,14 +175,27 @@ def image_to_image(
             recall[label] += found[1].sum(axis=0)
             chance[label] += (others[asking] / gallery[asking]).sum()
             counts[label] += len(asking)
+            if each is not None:
+                each[start + asking, label] = found[0]
     with np.errstate(invalid="ignore"):
-        return RetrievalScores(wanted, precision / counts[:, None], recall / counts[:, None], chance / counts, counts)
+        precision, recall = precision / counts[:, None], recall / counts[:, None]
+        return RetrievalScores(wanted, precision, recall, chance / counts, counts, each)
 
 
 def paired_recall(
     scores: np.ndarray, query_keys: Sequence | np.ndarray, item_keys: Sequence | np.ndarray, ks: Sequence[int] = KS
 ) -> np.ndarray:
-    """Return the share of queries with their own partner among the first k, such as the report of an image.
+    """Return the share of queries with their own partner among the first k, such as the report of an image, (K,).
+
+    As `paired_hits`, averaged over the queries.
+    """
+    return np.asarray(paired_hits(scores, query_keys, item_keys, ks).mean(axis=0))
+
+
+def paired_hits(
+    scores: np.ndarray, query_keys: Sequence | np.ndarray, item_keys: Sequence | np.ndarray, ks: Sequence[int] = KS
+) -> np.ndarray:
+    """Return which queries have their own partner among the first k.
 
     Partners are told by key and not by row, so that of several equal texts any one counts as found; 942 of 3,851
     IU-Xray reports share their exact text with another.
@@ -191,7 +211,7 @@ def paired_recall(
 
     Returns
     -------
-    ndarray of float64, (K,)
+    ndarray of bool, (q, K)
         Queries whose partner is not among the items count as not found.
     """
     values = np.asarray(scores)
@@ -201,7 +221,7 @@ def paired_recall(
     own, items = codes[: len(values)], codes[len(values) :]
     wanted = _wanted(ks)
     right = items[top_hits(values, wanted[-1])] == own[:, None]
-    return np.array([right[:, :k].any(axis=1).mean() for k in wanted])
+    return np.stack([right[:, :k].any(axis=1) for k in wanted], axis=1)
 
 
 def recall_against(found: np.ndarray, truth: np.ndarray, ks: Sequence[int] = KS) -> np.ndarray:

@@ -337,7 +337,9 @@ def _questions(
         with record.step(f"space ({protocol})") as step:
             step.items = study_analyses.write_space(material, settings, config.space, protocol, record, config.seed)
     with record.step(f"retrieval ({protocol})") as step:
-        step.items = study_analyses.write_retrieval_scores(material, settings, protocol, record)
+        step.items = study_analyses.write_retrieval_scores(
+            material, settings, protocol, record, config.replicates, config.seed
+        )
 
 
 def _soundness(

@@ -16,6 +16,7 @@ import pandas as pd
 from pydantic import Field
 
 from analysis import distances, leaks, retrieval_scores, subgroups, threshold_families, verdicts
+from analysis.bootstrap import clustered_bootstrap, percentile_ends
 from analysis.metrics import mean_of_defined
 from analysis.space import survey
 from analysis.space.measures import Measure
@@ -170,59 +171,85 @@ def write_space(
     return len(distinct)
 
 
-def write_retrieval_scores(material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run) -> int:
+def write_retrieval_scores(
+    material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run, replicates: int, seed: int
+) -> int:
     """Score search by test images, and by the labels' prompts; return how many queries were asked of each encoder.
 
     The gallery is all images but those of the query's patient. Texts are told by their words, so that an identical
-    report of another patient counts as found.
+    report of another patient counts as found. Intervals resample the patients who ask; a prompt asks once for each
+    label, so its figures have none.
     """
     test, dataset = material.rows("test"), material.dataset
+    own: dict[str, Any] = {"groups": dataset.groups, "queries": test}
     for setting in _distinct(settings):
-        found = retrieval_scores.image_to_image(setting.features, material.y, groups=dataset.groups, queries=test)
-        ranking = retrieval_scores.label_ranking(setting.features, material.y, groups=dataset.groups, queries=test)
+        found = retrieval_scores.image_to_image(setting.features, material.y, keep_each=True, **own)
+        ranking = retrieval_scores.label_ranking(setting.features, material.y, **own)
         chance = float(found.macro()["chance"])
-        figures = {
-            f"image to image, precision@{k}": (float(value), chance)
-            for k, value in zip(found.ks, found.macro()["precision"], strict=True)
-        }
-        figures["image to image, mAP"] = (ranking.macro(), float(mean_of_defined(ranking.chance)))
+        assert found.each is not None  # asked for
+        rows = [
+            _searched(f"image to image, precision@{k}", found.each[:, :, place], dataset.groups[test], chance,
+                      replicates, seed)
+            for place, k in enumerate(found.ks)
+        ]  # fmt: skip
+        by_chance = float(mean_of_defined(ranking.chance))
+        rows.append({"metric": "image to image, mAP", "value": ranking.macro(), "null": by_chance, "n": len(test)})
         if setting.explained.text is not None:
             asked = retrieval_scores.text_to_image(setting.prediction.scores[test], material.y[test])
-            for k, value in zip(asked.ks, asked.macro()["precision"], strict=True):
-                figures[f"prompt to image, precision@{k}"] = (float(value), float(asked.macro()["chance"]))
-        figures |= _paired_figures(material, setting, test)
+            rows += [
+                {"metric": f"prompt to image, precision@{k}", "value": float(value),
+                 "null": float(asked.macro()["chance"]), "n": int(asked.queries.sum())}
+                for k, value in zip(asked.ks, asked.macro()["precision"], strict=True)
+            ]  # fmt: skip
+        rows += _paired_rows(material, setting, test, replicates, seed)
+        base = {"kind": "retrieval", "protocol": protocol, "setting": setting.name, "split": "test"}
         run.record_all(
-            [
-                {"kind": "retrieval", "protocol": protocol, "setting": setting.name, "split": "test", "metric": metric,
-                 "value": number(value), "null": number(by_chance), "n": len(test)}
-                for metric, (value, by_chance) in figures.items()
-            ]
+            [{**base, **{name: number(each) if isinstance(each, float) else each for name, each in row.items()}}
+             for row in rows]
         )  # fmt: skip
     return len(test)
 
 
-def _paired_figures(material: Material, setting: Setting, test: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Return how often a test image finds its own report and a report its image, with what chance gives; {} without."""
+def _searched(
+    metric: str, each: np.ndarray, groups: np.ndarray, chance: float, replicates: int, seed: int
+) -> dict[str, Any]:
+    """Return a figure's row: the mean over labels of the mean over queries (q, L), with its interval by patient."""
+    means = clustered_bootstrap(each, groups, replicates=replicates, seed=seed)
+    value = float(mean_of_defined(means.value))
+    low, high = percentile_ends(mean_of_defined(means.replicates), 0.95)
+    ends = (float(low), float(high)) if len(set(groups)) > 1 else (float("nan"), float("nan"))
+    return {"metric": metric, "value": value, "low": ends[0], "high": ends[1], "null": chance, "n": len(each)}
+
+
+def _paired_rows(
+    material: Material, setting: Setting, test: np.ndarray, replicates: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return how often a test image finds its own report and a report its image, with what chance gives; [] without."""
     having = test[(material.dataset.samples["text"] != "").to_numpy()[test]]
     if len(having) < 2:
-        return {}
+        return []
     kept = material.dataset.take(having)
     # Fine-tuning moves the image tower only, so its parent's texts are its own.
     texts = material.cache.features(kept, material.encoder, "text")
     if len(texts) < 2:
-        return {}
+        return []
     words = kept.samples["text"].to_numpy(dtype=object)[texts.rows]
+    groups = kept.groups[texts.rows]
     # One vector a different text; images that have it share it.
     different, first, of_image = np.unique(words.astype(str), return_index=True, return_inverse=True)
     scores = normalise_rows(setting.features[having][texts.rows]) @ normalise_rows(texts.values[first]).T
-    figures: dict[str, tuple[float, float]] = {}
     there = np.bincount(of_image)
-    for k, value in zip(retrieval_scores.KS, retrieval_scores.paired_recall(scores, words, different), strict=True):
-        figures[f"image to report, recall@{k}"] = (float(value), min(1.0, k / len(different)))
-    for k, value in zip(retrieval_scores.KS, retrieval_scores.paired_recall(scores.T, different, words), strict=True):
-        misses = [_miss(len(words), int(count), k) for count in there]
-        figures[f"report to image, recall@{k}"] = (float(value), 1 - float(np.mean(misses)))
-    return figures
+    rows = []
+    found = retrieval_scores.paired_hits(scores, words, different)
+    for k, hits in zip(retrieval_scores.KS, found.T.astype(np.float64), strict=True):
+        chance = min(1.0, k / len(different))
+        rows.append(_searched(f"image to report, recall@{k}", hits[:, None], groups, chance, replicates, seed))
+    found = retrieval_scores.paired_hits(scores.T, different, words)
+    for k, hits in zip(retrieval_scores.KS, found.T.astype(np.float64), strict=True):
+        chance = 1 - float(np.mean([_miss(len(words), int(count), k) for count in there]))
+        # A text that several patients share is resampled as itself.
+        rows.append(_searched(f"report to image, recall@{k}", hits[:, None], different, chance, replicates, seed))
+    return rows
 
 
 def _miss(items: int, right: int, k: int) -> float:

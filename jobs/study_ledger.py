@@ -83,9 +83,9 @@ def ledger_sentences(
     saved = steps["saved"].dropna().sum() if "saved" in steps else 0.0
     reused = int(steps["from_cache"].fillna(0).sum())
     if reused and saved:
-        sentences.append(f"{reused:,} items came from the cache of earlier runs, which saved {saved:,.1f} s.")
+        sentences.append(f"{reused:,} items were in the cache already, which saved {saved:,.1f} s.")
     elif reused:
-        sentences.append(f"{reused:,} items came from the cache of earlier runs; no run there says what they took.")
+        sentences.append(f"{reused:,} items were in the cache already; no run says what they take.")
     # Zero-shot and the probe each read the embeddings of every image, for every protocol and seed.
     reads = 2 * protocols * seeds
     if per_image and reads > 1:

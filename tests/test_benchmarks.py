@@ -130,3 +130,15 @@ def test_probes_solve_all_problems_beside_scikit_learn():
     assert lines["converged"][:3] == ["700", "of", "700,"]
     assert float(lines["ours above scikit-learn's"][0]) < 1e-6
     assert {"ours", "products alone", "scikit-learn, same objective", "scikit-learn, default tolerance"} <= set(lines)
+
+
+@pytest.mark.slow
+def test_full_size_study_runs_the_studys_config_on_both_layouts(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/full_size_study.py"), "--quick", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for layout in ("official", "kaggle"):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"{layout}: "))
+        assert "peak memory" in line
+    assert "fine-tuning (paper)" in done.stdout.partition("kaggle: ")[0]
+    assert not list(tmp_path.iterdir())

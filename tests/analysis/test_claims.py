@@ -99,13 +99,17 @@ def test_subset_scores__are_scikit_learns_on_findings_alone(case, subset):
         values.loc[("Guesses", "auroc_macro"), "null_low"] < 0.5 < values.loc[("Guesses", "auroc_macro"), "null_high"]
     )
     said = claim_verdicts.subset_sentences(claim_verdicts.CLAIM_2, found, "Knows", subset)
-    assert "holds here; 2 of 2 differences stand in its favour" in said[0] and f"{found.images} test images" in said[0]
+    assert "improves distinct diseases: holds here (" in said[0] and f"({found.images} test images" in said[0]
+    assert "2 of 2 stand in its favour after Holm's correction, 0 against it." in said[0]
+    assert f"LRAP {lrap['null']:.2f} where it has {lrap['value']:.2f} (p = 0.020)" in said[0]
     swapped = claims.subset_scores(
         y, predictions, groups, [("Guesses", "Knows")], label_names=LABELS, subset=subset, nothing="No Finding",
         replicates=200, permutations=5,
     )  # fmt: skip
     said = claim_verdicts.subset_sentences(claim_verdicts.CLAIM_2, swapped, "Guesses", subset)
-    assert "does not hold here; 0 of 2" in said[0] and "is below that of Knows" in said[0]
+    assert "does not hold here" in said[0] and "0 of 2 stand in its favour" in said[0] and "2 against it" in said[0]
+    row = swapped.differences[swapped.differences["metric"] == "lrap"].iloc[0]
+    assert f"LRAP: Knows {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})" in said[0]
 
 
 def test_subset_scores__of_a_handful_of_images_are_not_made(case):
@@ -130,10 +134,10 @@ def test_over_prediction_sentences__tell_what_the_threshold_makes():
         ]
     )
     said = claim_verdicts.over_prediction_sentences(counts, "Zero-shot", ["Linear probe"])
-    assert "per-image min-max at 0.5: 4 of 4 labels" in said[0] and "2.50 times, 95 % interval 2.00 to 3.00" in said[0]
-    assert "It holds under per-image min-max at 0.5 only: the threshold makes it" in said[0]
-    assert said[1].endswith("over-predicted by Linear probe (4) as by Zero-shot (4).") and len(said) == 2
+    assert "4 of 4 by per-image min-max at 0.5 (2.50, 2.00 to 3.00)" in said[0] and "1 of 4 by F1-optimal" in said[0]
+    assert "every label: holds when cut by per-image min-max at 0.5 only, so the threshold makes it." in said[0]
+    assert said[1].endswith("by per-image min-max at 0.5 (Linear probe 4; Zero-shot 4).") and len(said) == 2
     every = claim_verdicts.over_prediction_sentences(counts[counts["family"] == "minmax"], "Zero-shot")
-    assert every[0].endswith("It holds under every threshold tried.")
+    assert "every label: holds under every threshold tried." in every[0]
     none = claim_verdicts.over_prediction_sentences(counts[counts["family"] == "f1"], "Zero-shot")
-    assert "It does not hold: no threshold tried" in none[0]
+    assert "does not hold under any threshold tried." in none[0]

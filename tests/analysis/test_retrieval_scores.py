@@ -126,3 +126,33 @@ def test_recall_against_counts_shared_rows_and_leaves_out_what_is_not_there():
     found, truth = np.array([[3, 1, 2], [5, 9, -1], [0, 1, 2]]), np.array([[1, 3, 7], [5, -1, -1], [-1, -1, -1]])
     np.testing.assert_allclose(retrieval_scores.recall_against(found, truth, (1, 2, 3)), [0.5, 1.0, (2 / 3 + 1) / 2])
     assert np.isnan(retrieval_scores.recall_against(found, np.full((3, 3), -1), (1,))).all()
+
+
+def test_each_query__has_its_precision_and_their_means_are_the_figures():
+    generator = np.random.default_rng(5)
+    features, y = generator.normal(size=(40, 6)), generator.random((40, 3)) < 0.4
+    groups, queries = np.arange(40) // 2, np.arange(0, 40, 3)
+    found = retrieval_scores.image_to_image(features, y, (1, 4), groups=groups, queries=queries, keep_each=True)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for place, row in enumerate(queries):
+        others = np.flatnonzero(groups != groups[row])
+        nearest = others[np.argsort(-(unit[others] @ unit[row]), kind="stable")]
+        for label in range(3):
+            if not y[row, label]:
+                assert np.isnan(found.each[place, label]).all()
+                continue
+            expected = [y[nearest[:k], label].mean() for k in (1, 4)]
+            np.testing.assert_allclose(found.each[place, label], expected)
+    np.testing.assert_allclose(np.nanmean(found.each, axis=0), found.precision)
+    plain = retrieval_scores.image_to_image(features, y, (1, 4), groups=groups, queries=queries)
+    assert plain.each is None and np.array_equal(plain.precision, found.precision)
+
+
+def test_paired_hits__are_those_that_recall_averages():
+    scores = np.random.default_rng(6).normal(size=(9, 5))
+    keys = np.arange(9) % 5
+    hits = retrieval_scores.paired_hits(scores, keys, np.arange(5), (1, 3))
+    order = np.argsort(-scores, axis=1)
+    for row in range(9):
+        assert hits[row].tolist() == [keys[row] in order[row, :k] for k in (1, 3)]
+    np.testing.assert_array_equal(retrieval_scores.paired_recall(scores, keys, np.arange(5), (1, 3)), hits.mean(axis=0))

@@ -105,6 +105,8 @@ def test_study__asks_of_thresholds_subgroups_the_space_and_the_split(small_run) 
     search = record.rows("retrieval").set_index("metric")
     recalls = [f"image to report, recall@{k}" for k in (1, 5, 10)]
     assert search.loc[recalls, "value"].between(0, 1).all() and search.loc[recalls, "null"].between(0, 1).all()
+    asked = search[search.index.str.startswith("image to")].drop("image to image, mAP")
+    assert (asked["low"] <= asked["value"] + 1e-9).all() and (asked["value"] <= asked["high"] + 1e-9).all()
     differences = record.rows("difference")
     assert (differences["p_holm"].dropna() >= differences["p"].dropna()).all()
 
@@ -288,6 +290,7 @@ def test_study__biomedclip_config_runs_unchanged_on_both_layouts(tmp_path: Path)
             "data.options": options,
             "finetune.enabled": False,
             "heatmaps.enabled": False,
+            "sensitivity": True,
         }
         result = run_study("iu-xray:.", model, tmp_path / f"run-{root.name}", tmp_path / "cache", base, **overrides)
         record = run_record.read_run(result.folder)
@@ -295,6 +298,15 @@ def test_study__biomedclip_config_runs_unchanged_on_both_layouts(tmp_path: Path)
         rows = record.rows("metric")
         tables.append(rows[rows["metric"] != "minutes"].set_index(["protocol", "setting", "metric", "label"])["value"])
     pd.testing.assert_series_equal(tables[0].sort_index(), tables[1].sort_index(), rtol=1e-9)
+    # The official reports carry three sources of labels; each one's agreement and consequence is told.
+    folder = tmp_path / "run-official/tables"
+    pairs = pd.read_csv(folder / "label-agreement.csv")[["source", "other"]].drop_duplicates()
+    assert pairs.to_numpy().tolist() == [["file", "mesh"], ["file", "torchxrayvision"], ["mesh", "torchxrayvision"]]
+    changed = pd.read_csv(folder / "sensitivity-sound.csv")
+    assert {"torchxrayvision"} <= set(changed.loc[changed["changed"] == "labels", "choice"])
+    conditions = pd.read_csv(folder / "paper-conditions.csv").set_index("condition")
+    assert conditions.loc["labels", "here"].startswith("labels.csv; ")
+    assert conditions.loc["fine-tuning", "here"] == "not run"
 
 
 def test_study__lists_unreadable_images_and_goes_on(tmp_path: Path) -> None:
@@ -334,6 +346,24 @@ def test_study__of_a_handful_of_images_says_what_it_cannot_measure(tmp_path: Pat
     said = " ".join(record.rows("sentence")["text"])
     assert len(record.scores.truth) <= 5
     assert "is not measured: " in said and "cannot be tested here" in said
+
+
+def test_study__fine_tunes_again_for_every_seed_on_the_same_split(tmp_path: Path) -> None:
+    model = models.open_clip_vit(tmp_path / "model")
+    off = dict.fromkeys(("heatmaps.enabled", "subgroups.enabled", "space.enabled", "leaks.enabled"), False)
+    result = run_study(
+        "phantom:60?seed=3&enrich=0.1&size=64", model, tmp_path / "run", tmp_path / "cache",
+        **{**off, "split.how": "grouped", "seeds": 2, "repeats.finetune": True, "repeats.splits": "same"},
+    )  # fmt: skip
+    each = pd.read_csv(result.folder / "tables/seeds-each-sound.csv")
+    assert set(each["setting"]) == {"Zero-shot", "Linear probe", "Fine-tuning", "Prevalence ranking"}
+    assert each["split"].nunique() == 1 and set(each["seed"]) == {0, 1}
+    # Nothing of zero-shot and the sound probe is drawn; fine-tuning's batches are.
+    spread = pd.read_csv(result.folder / "tables/seeds-sound.csv").set_index(["setting", "metric"])["deviation"]
+    assert spread["Zero-shot", "lrap"] == spread["Linear probe", "lrap"] == 0
+    # The repeats' towers are nobody's to ask again, so the cache holds the parent and the run's own child alone.
+    cached = [path.name for path in (tmp_path / "cache/arrays.zarr/image").iterdir() if path.is_dir()]
+    assert len(cached) == 2
 
 
 def test_study__relative_source_without_root_says_what_to_give(tmp_path: Path) -> None:

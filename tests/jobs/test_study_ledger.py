@@ -46,5 +46,5 @@ def test_sentences__say_nothing_that_was_not_measured():
     said = study_ledger.ledger_sentences(steps, 0.3, 100, protocols=2, seeds=3)
     assert "saved 30.0 s" in said[0] and "12 times" in said[1] and f"saved {11 * 30:,} s" in said[1]
     unknown = study_ledger.ledger_sentences(steps.assign(saved=None), None, 100, protocols=1, seeds=1)
-    assert unknown == ["100 items came from the cache of earlier runs; no run there says what they took."]
+    assert unknown == ["100 items were in the cache already; no run says what they take."]
     assert study_ledger.ledger_sentences(steps.assign(from_cache=None, saved=None), None, 9, 1, 1) == []
