@@ -8,6 +8,7 @@ each null over the same findings, with what may be said of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,6 +133,31 @@ def differences(
                     rows.append((setting, null, label, metric, value, low, high, len(both), verdict))
     columns = ["setting", "null", "label", "metric", "difference", "low", "high", "n", "verdict"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def verdict_grid(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return the differences as a page shows them: one row a setting and label, one column a null.
+
+    Parameters
+    ----------
+    compared : DataFrame
+        Of `differences`.
+
+    Returns
+    -------
+    DataFrame
+        setting, label, n, and for each null the differences in pointing game and energy with what both intervals say:
+        "above", "below", or "" where they do not agree on either.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for (setting, label, null), part in compared.groupby(["setting", "label", "null"], sort=False):
+        row = rows.setdefault((setting, label), {"setting": setting, "label": label, "n": 0})
+        row["n"] = max(row["n"], int(part["n"].max()))
+        verdicts = set(part["verdict"])
+        said = next(iter(verdicts)) if len(verdicts) == 1 and verdicts <= {"above", "below"} else ""
+        figures = " / ".join(f"{value:+.2f}" for value in part["difference"])
+        row[str(null).removesuffix(f" ({setting})")] = f"{figures} {said}".strip()
+    return pd.DataFrame(list(rows.values()))
 
 
 def _beside(null: str, setting: str, names: Sequence[str]) -> bool:

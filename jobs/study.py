@@ -410,13 +410,16 @@ def _heatmaps(
     means = heatmap_tables.summaries(scored, config.replicates, config.seed)
     record.record_all(heatmap_tables.localization_rows(means, protocol))
     compared = heatmap_tables.differences(scored, config.replicates, config.seed)
+    compared.to_csv(record.path(f"tables/heatmap-differences-{protocol}.csv"), index=False)
     run_tables.write_table(
         record,
-        f"heatmap-differences-{protocol}",
-        compared,
+        f"heatmap-verdicts-{protocol}",
+        heatmap_tables.verdict_grid(compared),
         title="Heatmaps against what knows less",
-        text="Each setting minus each null over the same findings, with 95 % intervals that resample patients. The "
-        "mean map of others has not seen the image, a random label is not in it, random weights have learnt nothing.",
+        text="Each setting minus each null over the same findings, in pointing game / energy inside; above or below "
+        "only where the 95 % intervals of both, by patient, leave out zero. The mean map of others has not seen the "
+        "image, a random label is not in it, random weights have learnt nothing. The intervals: "
+        f"tables/heatmap-differences-{protocol}.csv.",
         section="heatmaps",
         protocol=protocol,
     )

@@ -85,6 +85,33 @@ def test_differences_are_paired_and_their_verdict_follows_the_interval() -> None
     assert ((found["verdict"] == "above") == (found["low"] > 0)).all()
 
 
+def test_grid_of_verdicts_says_above_only_where_both_figures_do() -> None:
+    scored = scored_frame()
+    own = scored[scored["setting"] == "Centre prior"].assign(setting="Mean map of others (Probe)")
+    compared = heatmap_tables.differences(pd.concat([scored, own]), 500, 0)
+    grid = heatmap_tables.verdict_grid(compared)
+    assert list(grid.columns) == ["setting", "label", "n", "Centre prior", "Location prior", "Mean map of others"]
+    assert list(grid["label"]) == ["all", "Mass", "Edema"] and list(grid["n"]) == [24, 8, 16]
+    for row in grid.to_dict("records"):
+        for null in ("Centre prior", "Location prior"):
+            part = compared[(compared["label"] == row["label"]) & (compared["null"] == null)]
+            assert row[null].startswith(" / ".join(f"{value:+.2f}" for value in part["difference"]))
+            assert row[null].endswith("above") == bool((part["low"] > 0).all())
+            assert row[null].endswith("below") == bool((part["high"] < 0).all())
+
+
+def test_differences_hold_a_setting_against_its_own_nulls_only() -> None:
+    scored = scored_frame()
+    other = scored[scored["setting"] == "Probe"].assign(setting="Zero-shot")
+    nulls = [
+        scored[scored["setting"] == "Centre prior"].assign(setting=f"Random label ({name})")
+        for name in ("Probe", "Zero-shot")
+    ]
+    found = heatmap_tables.differences(pd.concat([scored, other, *nulls]), 100, 0)
+    pairs = set(zip(found["setting"], found["null"], strict=True))
+    assert ("Probe", "Random label (Probe)") in pairs and ("Probe", "Random label (Zero-shot)") not in pairs
+
+
 def test_verdicts_ask_for_both_figures_and_name_where_they_are_missing() -> None:
     rows = []
     for label, pointing, energy in (("all", "above", "above"), ("Edema", "above", "above"), ("Mass", "above", "below")):
