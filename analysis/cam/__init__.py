@@ -7,6 +7,7 @@ rest of pytorch-grad-cam), `maps.py` (what a raw map says).
 """
 
 from analysis.cam.explainer import Explainer, Layer, heatmap
+from analysis.cam.layers import LayerMaps, layer_strip
 from analysis.cam.maps import HeatMap, RawMaps, ZeroGradientError
 from analysis.cam.methods import METHODS, Method, methods_for
 from analysis.cam.passes import Tokens
@@ -18,6 +19,7 @@ __all__ = [
     "HeadTarget",
     "HeatMap",
     "Layer",
+    "LayerMaps",
     "Method",
     "RawMaps",
     "Target",
@@ -25,5 +27,6 @@ __all__ = [
     "Tokens",
     "ZeroGradientError",
     "heatmap",
+    "layer_strip",
     "methods_for",
 ]

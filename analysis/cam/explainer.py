@@ -14,7 +14,6 @@ layer on only. What else matters:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,10 +23,10 @@ import torch
 from analysis.cam import attention, class_token, library, weighting
 from analysis.cam.maps import HeatMap, RawMaps, heat_maps
 from analysis.cam.methods import Method, method_named
-from analysis.cam.passes import Seen, Tokens, Tower, layer_pass
+from analysis.cam.passes import Seen, Tokens, float_tower, layer_pass
 from analysis.cam.targets import Target, check_targets
 from engine.errors import DataError, UsageError
-from engine.trunks import CamLayer, Trunk, describe_trunk
+from engine.trunks import CamLayer, Trunk
 
 if TYPE_CHECKING:
     from engine.encoder import Encoder
@@ -72,13 +71,9 @@ class Explainer:
         self, encoder: Encoder, layer: Layer = "default", method: str = "gradcam", *, by_library: bool = False
     ) -> None:
         self.encoder = encoder
-        visual, trunk = encoder.model.visual, encoder.trunk
-        if any(weight.dtype != torch.float32 for weight in visual.parameters()):
-            visual = copy.deepcopy(visual).float()
-            trunk = describe_trunk(visual)
-        self.trunk: Trunk = trunk
-        self.tower = Tower(visual, trunk, encoder.preprocess)
-        self.method: Method = method_named(method, trunk)
+        self.tower = float_tower(encoder)
+        self.trunk: Trunk = self.tower.trunk
+        self.method: Method = method_named(method, self.trunk)
         self.as_in_the_study = layer == "paper"
         self.layer: CamLayer | None = None
         self.first_block: int | None
@@ -137,17 +132,29 @@ class Explainer:
             seen = seen[None]
         return self.batch_heatmaps(seen, targets)[0]
 
-    def batch_heatmaps(self, seen: Seen, targets: Sequence[Target]) -> list[list[HeatMap]]:
-        """Return the heatmaps of all targets in some images, a list an image; see `batch` and `heatmaps`."""
+    def batch_heatmaps(
+        self, seen: Seen, targets: Sequence[Target], *, state_unreached: bool = False
+    ) -> list[list[HeatMap]]:
+        """Return the heatmaps of all targets in some images, a list an image; see `batch` and `heatmaps`.
+
+        Parameters
+        ----------
+        state_unreached : bool
+            Return a target that no gradient reaches as an empty map that says so, instead of raising for all of them.
+        """
         found = self.batch(seen, targets)
-        unreached = f"empty: no gradient reaches the patch tokens at {self.layer_name}, the study's own layer"
+        unreached = ""
+        if self.as_in_the_study:
+            unreached = f"empty: no gradient reaches the patch tokens at {self.layer_name}, the study's own layer"
+        elif state_unreached:
+            unreached = f"empty: no gradient reaches {self.layer_name}; a head without weights for a label has none"
         return heat_maps(
             found,
             targets,
             size=self.encoder.preprocess.size,
             layer=self.layer_name,
             method=self.method.name,
-            unreached=unreached if self.as_in_the_study else "",
+            unreached=unreached,
             advice=self._advice,
         )
 

@@ -8,6 +8,7 @@ token's block is computed at all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from torch import nn
 
 from analysis.cam.targets import Target, score_all
 from engine.errors import DataError, ModelError, UsageError
-from engine.trunks import CamLayer, Trunk
+from engine.trunks import CamLayer, Trunk, describe_trunk
 
 if TYPE_CHECKING:
+    from engine.encoder import Encoder
     from engine.pixels import Preprocess
 
 
@@ -128,6 +130,15 @@ class Tower:
         finally:
             for weight in weights:
                 weight.requires_grad_(True)
+
+
+def float_tower(encoder: Encoder) -> Tower:
+    """Return an encoder's image tower in float32: itself, or a copy of its (rounded) weights."""
+    visual, trunk = encoder.model.visual, encoder.trunk
+    if any(weight.dtype != torch.float32 for weight in visual.parameters()):
+        visual = copy.deepcopy(visual).float()
+        trunk = describe_trunk(visual)
+    return Tower(visual, trunk, encoder.preprocess)
 
 
 def layer_pass(tower: Tower, layer: CamLayer, seen: Seen, targets: Sequence[Target]) -> LayerPass:

@@ -95,20 +95,27 @@ def distances(**given: Any) -> dict[str, Any]:
 @options.cache
 @click.option("--id", "ids", multiple=True, metavar="SAMPLE", help="Sample to look at; may be given several times.")
 @click.option("--label", "labels", multiple=True, metavar="LABEL", help="Label to explain; may be given several times.")
+@click.option("--text", "texts", multiple=True, metavar="TEXT", help="Free text to explain; may be repeated.")
+@click.option("--all-labels", is_flag=True, default=None, help="Every label, in one grid a sample.")
+@click.option("--layers", is_flag=True, default=None, help="Also one map a block: Grad-CAM and attention rollout.")
 @click.option(
-    "--head", "heads", multiple=True, metavar="FILE", help="Head saved by 'fluoro probe'; may be given several times."
+    "--head", "heads", multiple=True, metavar="FILE", help="Saved head, or run of 'fluoro probe'; may be repeated."
 )
 @click.option(
     "--tuned", multiple=True, metavar="DIR", help="Run folder of 'fluoro finetune'; may be given several times."
 )
+@click.option(
+    "--setting", "settings", multiple=True, metavar="NAME", help="zero-shot, probe or fine-tuned. [all at hand]"
+)
 @templates
 @protocol
-@click.option("--layer", metavar="LAYER", help="Block number, default or paper. [right for the architecture]")
-@click.option("--method", metavar="NAME", help="A method of pytorch-grad-cam. [gradcam]")
+@click.option("--layer", metavar="LAYER", help="Block number, module, default or paper. [right for the architecture]")
+@click.option("--method", metavar="NAME", help="A method of pytorch-grad-cam, grad-eclip, legrad or rollout. [gradcam]")
 @options.out
 def cam(**given: Any) -> dict[str, Any]:
-    """Draw where the model looks for a label in samples of DATASET, carried back to the original image's pixels.
+    """Draw where the model looks for a label or a text in samples of DATASET, on the original image's pixels.
 
-    Boxes and masks are drawn beside and scored: pointing game, energy inside, IoU.
+    Maps are made when they are asked for: from cached tokens (fluoro embed --what tokens@-1), else from cached pixels,
+    else from the image. Boxes and masks are drawn beside and scored: pointing game, energy inside, IoU.
     """
     return options.with_data(given)
