@@ -82,6 +82,7 @@ def test_distances_prints_each_measure_beside_its_peer():
         "arrays",
         "growth",
         "extraction_jpeg",
+        "heatmaps",
         "text",
         "many_files",
         "startup",
@@ -142,3 +143,12 @@ def test_full_size_study_runs_the_studys_config_on_both_layouts(tmp_path):
         assert "peak memory" in line
     assert "fine-tuning (paper)" in done.stdout.partition("kaggle: ")[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_heatmaps_are_the_librarys_and_stand_beside_its_loop_and_the_bare_passes(tmp_path):
+    text = ran("heatmaps.py", "--model", "phantom-clip", "--labels", "3", "--result", str(tmp_path / "record.json"))
+    figures = {line[:55].strip(): line[55:].strip() for line in text.splitlines()}
+    assert float(figures["least correlation with the library's maps"]) > 0.999
+    for name in ("library's loop / all labels from pixels", "all labels from pixels / limit", "limit from tokens, s"):
+        assert float(figures[name]) > 0
+    assert json.loads((tmp_path / "record.json").read_text())["figures"]["device"] == "cpu"
