@@ -58,7 +58,7 @@ def interval_chart(rows: pd.DataFrame, metrics: Sequence[tuple[str, str]], colou
     colours : dict
         Colour of each setting, one of `SERIES` or `FAINT`.
     """
-    settings = list(dict.fromkeys(rows["setting"]))
+    settings = sorted(dict.fromkeys(rows["setting"]), key=lambda setting: colours[setting] == FAINT)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]

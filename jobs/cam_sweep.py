@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,8 @@ FIGURES = ("pointing_game", "energy", "pixel_ap", "best_iou")
 class Config(TrialOptions):
     """What `fluoro cam sweep` needs."""
 
-    layers: list[int | str] = Field(
+    # A number given on the command line comes as text.
+    layers: list[Annotated[int | str, Field(union_mode="left_to_right")]] = Field(
         default_factory=list, description="blocks by number, or default; every block if empty"
     )
     per_label: int | None = Field(20, ge=1, description="findings of each label that choose, all if empty")

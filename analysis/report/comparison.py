@@ -72,12 +72,10 @@ def render_comparison(
     sections = tidy(
         [
             runs_section(shown, names),
-            meaning.meaning_section(joined),
-            *(settings_section(joined, protocol, colours) for protocol in protocols),
             differences_section(paired),
-            *(labels_section(joined, protocol, colours) for protocol in protocols),
-            *(further_section(joined, protocol, colours) for protocol in protocols),
+            *(section for protocol in protocols for section in protocol_sections(joined, protocol, colours)),
             cost_section(shown, names),
+            meaning.meaning_section(joined),
         ],
         shareable,
     )
@@ -156,7 +154,7 @@ def runs_section(records: Sequence[run_record.RunRecord], names: Sequence[str]) 
     frame = pd.DataFrame(
         [{"what": key, **dict(zip(names, (fact.get(key) for fact in facts), strict=True))} for key in shown]
     )
-    table = Table(["", *names], rows, "What was run.", "tables/runs.csv", frame, prose=True)
+    table = Table(["what", *names], rows, "What was run.", "tables/runs.csv", frame, prose=True)
     configs = [_flat(yaml.safe_load(record.config_text) or {}) for record in records]
     keys = [
         key for key in dict.fromkeys(key for config in configs for key in config) if key.split(".")[0] not in UNTOLD
@@ -171,6 +169,15 @@ def runs_section(records: Sequence[run_record.RunRecord], names: Sequence[str]) 
     changed = Table(["key", *names], lines, caption, "tables/differing.csv", pd.DataFrame(values), prose=True)
     same = Sentences(["The resolved configs are the same."])
     return Section("runs", "The runs", "", "", [table, changed if differing else same])
+
+
+def protocol_sections(joined: run_record.RunRecord, protocol: str, colours: dict[str, str]) -> list[Section | None]:
+    """Return what all runs have under one protocol."""
+    return [
+        settings_section(joined, protocol, colours),
+        labels_section(joined, protocol, colours),
+        further_section(joined, protocol, colours),
+    ]
 
 
 def settings_section(joined: run_record.RunRecord, protocol: str, colours: dict[str, str]) -> Section:

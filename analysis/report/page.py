@@ -94,15 +94,11 @@ def report_sections(record: run_record.RunRecord, shareable: bool = False) -> li
         sections += protocol_sections(record, protocol, colours, first=place == 0)
     sections += [_panels(record, shareable), _neighbours(record, shareable), _map(record, shareable)]
     sections += announced.pop("questions", [])
-    sections.append(
-        Section(
-            "split",
-            "The split",
-            "Data and model",
-            "",
-            [questions.split_table(record.rows("split")), _said(record, "data")],
-        )
-    )
+    # Where tables on the data are announced, the sentences stand beside them.
+    told = "data" in plain.told_beside_tables(record)
+    said = None if told else _said(record, "data")
+    split = questions.split_table(record.rows("split"))
+    sections.append(Section("split", "The split", "Data and model", "", [split, said]))
     sections += announced.pop("data", [])
     sections.append(cost_section(record))
     sections += announced.pop("account", [])
