@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import threading
@@ -257,7 +258,7 @@ def open_run(
     write_plainly(folder / RESULTS_FILE, b"")
     provenance: dict[str, Any] = {
         "verb": verb,
-        "command": " ".join(command if command is not None else sys.argv),
+        "command": shlex.join(command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]),
         "status": "running",
         "started": _now(),
         "versions": machine.versions(),

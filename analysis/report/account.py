@@ -33,17 +33,19 @@ def facts(record: run_record.RunRecord) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in facts]
 
 
+def size(value: float) -> str:
+    """Return a number of bytes for reading."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""
+
+
 def cost_table(costs: pd.DataFrame) -> Table:
     """Return the steps with seconds, items, rate, what came from the cache, bytes and peak memory."""
-
-    def size(value: float) -> str:
-        if value is None or not math.isfinite(value):
-            return "–"
-        for unit in ("B", "kB", "MB", "GB"):
-            if abs(value) < 1000 or unit == "GB":
-                return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-            value /= 1000
-        return ""
 
     rows = []
     for row in costs.itertuples():
@@ -122,7 +124,9 @@ def provenance_lines(provenance: dict[str, Any]) -> list[tuple[str, str]]:
     def flat(value: Any) -> str:
         if isinstance(value, dict):
             return " · ".join(
-                f"{key} {flat(entry)}" for key, entry in value.items() if not isinstance(entry, dict | list)
+                f"{key.replace('_', ' ')} {size(entry)}" if key.startswith("memory") else f"{key} {flat(entry)}"
+                for key, entry in value.items()
+                if not isinstance(entry, dict | list)
             )
         if isinstance(value, list):
             return "; ".join(flat(entry) for entry in value)

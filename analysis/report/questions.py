@@ -113,10 +113,12 @@ def subgroup_table(rows: pd.DataFrame, gaps: pd.DataFrame, colours: dict[str, st
     columns = ["subgroup", "setting", *(METRIC_TITLES[metric] for metric in metrics)]
     tested = gaps[gaps["p_holm"].notna()]
     shown = int((tested["p_holm"] < ALPHA).sum())
-    caption = (
-        f"Test split; grey: too few patients to compare. Of {len(tested)} gaps between best and worst subgroup {shown} "
-        "are more than permuted subgroups give (corrected within each column)."
-    )
+    caption = "Test split; grey: too few patients to compare."
+    if len(tested):
+        caption += (
+            f" Of {len(tested)} gaps between best and worst subgroup {shown} are more than permuted subgroups give "
+            "(corrected within each column)."
+        )
     return Table(columns, lines, caption, f"tables/subgroups-{protocol}.csv", rows.dropna(axis=1, how="all"))
 
 

@@ -5,9 +5,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from analysis.report import render_report, theme
+from analysis.report import comparison, render_report, theme
 from analysis.run_record import read_run
 from tests.analysis.browser import CHROMIUM, Browser, browser
 from tests.analysis.fake_run import write_fake_run
@@ -44,6 +45,17 @@ def test_page__shows_at_every_width_without_errors_overflow_or_requests(
     assert tab.ask(TOO_WIDE) == []
     assert tab.complaints() == []
     assert [url for url in tab.requests() if not url.startswith("data:")] == [page.as_uri()]
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_comparison__shows_without_errors_overflow_or_requests(tab: Browser, page: Path, width: int) -> None:
+    records = [read_run(page.parent), read_run(write_fake_run(page.parent.parent / "another-run-with-a-long-name"))]
+    nothing = comparison.Paired(pd.DataFrame(), "No paired differences: they were not asked for.")
+    both = comparison.render_comparison(records, nothing, page.parent.parent / "both")
+    tab.open(both, width)
+    assert tab.ask("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    assert tab.ask(TOO_WIDE) == [] and tab.complaints() == []
+    assert [url for url in tab.requests() if not url.startswith("data:")] == [both.as_uri()]
 
 
 def test_page__follows_the_readers_theme_and_the_button(tab: Browser, page: Path) -> None:
