@@ -46,6 +46,7 @@ _CAUTIONS = (
     "depends on the threshold",
     "are more than chance gives",
     "was seen",
+    "hardly tells apart",
     "count as misses",
     "outside what the model sees",
     "are not scored",

@@ -109,7 +109,9 @@ def difference_sentences(differences: pd.DataFrame) -> list[str]:
 
 
 def leak_sentence(counts: Mapping[str, int], threshold: float) -> str:
-    """Return how much of what is tested was seen in training.
+    """Return how much of what is tested was seen in training, and how much only looks so to the model.
+
+    A model whose embeddings lie close together has near-duplicates without a copy, so they are told apart from those.
 
     Parameters
     ----------
@@ -117,18 +119,23 @@ def leak_sentence(counts: Mapping[str, int], threshold: float) -> str:
     threshold : float
         Cosine from which two images were called near-duplicates.
     """
-    told = [
+    same = [
         f"{counts[kind]} {text}"
-        for kind, text in (
-            ("identical image", "identical images"),
-            ("near-duplicate image", f"pairs of images with a cosine of {threshold:g} or more"),
-            ("identical text", "identical texts"),
-        )
+        for kind, text in (("identical image", "identical images"), ("identical text", "identical texts"))
         if counts.get(kind)
     ]
-    if not told:
+    alike = counts.get("near-duplicate image", 0)
+    if not same and not alike:
         return (
             f"No image or text stands in two parts of the split, and no two images across it have a cosine of "
             f"{threshold:g} or more."
         )
-    return f"Across the parts of the split there are {', '.join(told)} (leaks.csv): what is tested there was seen."
+    told = []
+    if same:
+        told.append(f"Across the parts of the split there are {' and '.join(same)}: what is tested there was seen.")
+    if alike:
+        told.append(
+            f"{alike} pairs of images across the parts have a cosine of {threshold:g} or more: copies, or images that "
+            "this model hardly tells apart; look at some of them."
+        )
+    return f"{' '.join(told)} All are in leaks.csv."

@@ -72,5 +72,8 @@ def test_differences_that_stand_name_the_better_setting():
 
 def test_leaks_are_counted_by_kind():
     said = verdicts.leak_sentence({"identical text": 3, "near-duplicate image": 2}, 0.99)
-    assert "2 pairs of images with a cosine of 0.99 or more, 3 identical texts" in said
+    assert "there are 3 identical texts: what is tested there was seen" in said
+    assert "2 pairs of images across the parts have a cosine of 0.99 or more" in said
+    alike = verdicts.leak_sentence({"near-duplicate image": 2}, 0.99)
+    assert "was seen" not in alike and "hardly tells apart" in alike
     assert "No image or text" in verdicts.leak_sentence({}, 0.99)
