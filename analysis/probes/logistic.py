@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -25,13 +26,19 @@ from analysis.probes import loss, newton
 from analysis.probes.inputs import check_features, to_tensor
 from analysis.probes.preconditioner import Preconditioner
 from analysis.probes.rotation import Rotation
-from analysis.probes.threads import threads_for
+from analysis.probes.threads import each_on_a_core, threads_for
 from engine.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
 CLASS_WEIGHTS = ("none", "balanced")
 TOLERANCE = 1e-6
+# Chains that a core works on at once: so many make a product wide enough, and its rows stay in the core's cache.
+_WIDTH = 48
+# Chains that make a core of its own worth while.
+_FEWEST_A_CORE = 8
+# Numbers of a float64 block that is judged at once: 4 MB, which allocators hand out again.
+_JUDGED_AT_ONCE = 1 << 19
 # Tensors (P, n) and (P, r) that a chain holds while it is solved, temporary ones among them.
 _ROW_TENSORS, _DIMENSION_TENSORS = 16, 12
 # Newton iterations without progress before float32 leaves a problem to float64, and float64 gives it up.
@@ -195,10 +202,17 @@ class _Sweep:
         chains = self.trained.nonzero()[:, 0]
         dtype = torch.float64 if precision == "float64" or not self._suits_float32() else torch.float32
         u = self.rotation.u.to(dtype)
-        for tile in chains.split(tile_width(n, r, dtype.itemsize, memory)):
-            self._solve_tile(u, tile, dtype)
-        for tile in chains.split(max(1, tile_width(n, r, 8, memory) // len(self.grid))):
-            self._judge(tile)
+        cores = torch.get_num_threads() if u.device.type == "cpu" else 1
+        cores = max(1, min(cores, len(chains) // _FEWEST_A_CORE))
+        # Rare labels take longest: they go first, and each core gets as many of them.
+        hardest = torch.minimum(self.positive, self.negative)[chains].argsort(stable=True)
+        dealt = [chains[hardest[core::cores]] for core in range(cores)]
+        width = tile_width(n, r, dtype.itemsize, memory // cores)
+        turns = zip_longest(*(part.split(width) for part in dealt))
+        tiles = [tile for turn in turns for tile in turn if tile is not None]
+        each_on_a_core(lambda tile: self._solve_tile(u, tile, dtype), tiles, cores)
+        most = min(tile_width(n, r, 8, memory // cores), max(1, _JUDGED_AT_ONCE // max(1, n)))
+        each_on_a_core(self._judge, chains.split(max(1, most // len(self.grid))), cores)
         levels = torch.arange(len(self.grid), device=u.device)
         left = (~self.out.converged & self.trained[:, None]).nonzero()
         if len(left):
@@ -229,9 +243,10 @@ class _Sweep:
     def _solve_tile(self, u: Tensor, chains: Tensor, dtype: torch.dtype) -> None:
         sign, weight, offset = self._rows(chains, dtype)
         grid = self.c.to(dtype).repeat(len(chains), 1)
+        width = min(len(chains), _WIDTH) if u.device.type == "cpu" else len(chains)
         solver = newton.ChainSolver(
-            u, newton.Chains(sign, weight, grid, offset), Preconditioner(u, len(chains), len(chains)),
-            tol=_AIM * self.tol, max_iter=self.max_iter, stuck=_STUCK[dtype],
+            u, newton.Chains(sign, weight, grid, offset), Preconditioner(u, len(chains), width),
+            tol=_AIM * self.tol, max_iter=self.max_iter, stuck=_STUCK[dtype], width=width,
         )  # fmt: skip
         share = (weight * (sign > 0)).sum(1) / weight.sum(1)
         bias = torch.logit(share) if offset is None else torch.zeros_like(share)

@@ -8,7 +8,8 @@ minimum. With signs s = +-1 and weights v (sample times class weight), a problem
 
 A chain is a row of the batch that goes from one C to the next, starting from the solutions it has. Each tick is one
 product with the features forth and one back, for all chains, whatever each is at: an iteration of conjugate gradients,
-or a gradient. None waits for another, and a chain that has its last C leaves the batch.
+or a gradient. None waits for another, and a chain that has its last C makes room for one that waits, so that products
+stay wide.
 
 The intercept is eliminated: conjugate gradients run on the Schur complement of w alone, at no product more, so what is
 minimised is f(w) = min_b F(w, b). It is strongly convex with modulus 1, because the ridge is, hence
@@ -30,7 +31,7 @@ from analysis.probes import loss
 from analysis.probes.preconditioner import Preconditioner
 
 # Conjugate gradients end where an iteration gains less than this share of the mean gain of those before.
-LITTLE_GAIN = 0.25
+LITTLE_GAIN = 0.15
 # Inner iterations after which they are cut off, and the problem gets a preconditioner of its own, or a fresh one: at
 # least so many, and this share of the iterations that its making costs.
 PATIENCE = 8
@@ -92,11 +93,12 @@ class _State:
     chain: Tensor
     level: Tensor
     sign: Tensor
-    row_weight: Tensor
+    weighted: Tensor
     c: Tensor
     weight: Tensor
     bias: Tensor
     logits: Tensor
+    objective: Tensor
     before_weight: Tensor
     before_bias: Tensor
     before_logits: Tensor
@@ -137,6 +139,8 @@ class ChainSolver:
         Newton iterations a problem.
     stuck : int
         Newton iterations without a bound half as high after which a problem counts as stuck in rounding.
+    width : int, optional
+        Chains at work at once; all unless given.
     """
 
     def __init__(
@@ -148,17 +152,20 @@ class ChainSolver:
         tol: float,
         max_iter: int,
         stuck: int,
+        width: int | None = None,
     ) -> None:
         self.u, self.chains, self.preconditioner = u, chains, preconditioner
         self.tol, self.max_iter, self.stuck = tol, max_iter, stuck
         self.tiny = torch.finfo(u.dtype).tiny
+        self.width = len(chains.sign) if width is None else min(width, len(chains.sign))
         self.patience = max(PATIENCE, round(SHARE_OF_COST * preconditioner.cost()))
 
     def solve(self, weight: Tensor, bias: Tensor) -> Outcome:
         """Solve all chains, their first C from weights (P, r) and intercepts (P,)."""
         self.outcome = Outcome.empty(len(weight), self.chains.c_grid.shape[1], weight)
-        self.state = self._begin(weight, bias)
-        self._arrive(torch.arange(len(weight), device=weight.device), None)
+        self.start, self.entered = (weight, bias), 0
+        self.state = self._empty()
+        self._enter(torch.arange(self.width, device=weight.device))
         while len(self.state.chain):
             asked, moved, mean = self._multiply_forth()
             back = asked @ self.u
@@ -168,28 +175,54 @@ class ChainSolver:
             if len(ended):
                 self._step(ended)
             if len(over):
-                keep = torch.ones_like(self.state.at_gradient)
-                keep[over] = False
-                self.preconditioner.release(self.state.chain[over])
-                self.state = self.state.take(keep)
+                self._leave(over)
         return self.outcome
 
-    def _begin(self, weight: Tensor, bias: Tensor) -> _State:
-        logits = weight @ self.u.T + bias[:, None]
-        if self.chains.offset is not None:
-            logits += self.chains.offset
-        whole = torch.zeros(len(bias), dtype=torch.int64, device=bias.device)
-        empty = {name: torch.zeros_like(logits) for name in ("residual", "curvature", "along")}
-        empty |= {name: torch.zeros_like(weight) for name in ("step", "left", "direction")}
-        empty |= {name: torch.zeros_like(bias) for name in ("total", "size", "gained", "enough", "step_bias")}
-        empty |= {name: whole.clone() for name in ("level", "inner", "iterations", "products", "waited")}
-        return _State(
-            chain=torch.arange(len(bias), device=bias.device), c=self.chains.c_grid[:, 0].clone(),
-            sign=self.chains.sign, row_weight=self.chains.row_weight,
-            weight=weight.clone(), bias=bias.clone(), logits=logits,
-            before_weight=weight.clone(), before_bias=bias.clone(), before_logits=logits.clone(),
-            at_gradient=~whole.bool(), lowest=torch.full_like(bias, torch.inf), **empty,
-        )  # fmt: skip
+    def _empty(self) -> _State:
+        (rows, dimensions), like = self.u.shape, self.u
+        whole = torch.zeros(self.width, dtype=torch.int64, device=like.device)
+        made = {}
+        for each in fields(_State):
+            if each.name in ("sign", "weighted", "logits", "before_logits", "residual", "curvature", "along"):
+                made[each.name] = like.new_zeros(self.width, rows)
+            elif each.name in ("weight", "before_weight", "step", "left", "direction"):
+                made[each.name] = like.new_zeros(self.width, dimensions)
+            elif each.name in ("chain", "level", "inner", "iterations", "products", "waited"):
+                made[each.name] = whole.clone()
+            else:
+                made[each.name] = like.new_zeros(self.width)
+        return _State(**(made | {"at_gradient": whole.bool()}))
+
+    def _enter(self, which: Tensor) -> None:
+        """Put the next chains into these rows of the batch, each at its first C."""
+        state, chains = self.state, self.chains
+        new = torch.arange(self.entered, self.entered + len(which), device=which.device)
+        self.entered += len(which)
+        weight, bias = (each[new] for each in self.start)
+        logits = torch.addmm(bias[:, None], weight, self.u.T)
+        if chains.offset is not None:
+            logits += chains.offset[new]
+        state.chain[which], state.c[which] = new, chains.c_grid[new, 0]
+        state.sign[which] = chains.sign[new]
+        state.weighted[which] = chains.row_weight[new] * chains.c_grid[new, :1]
+        for name, value in {"weight": weight, "bias": bias, "logits": logits}.items():
+            getattr(state, name)[which] = value
+            getattr(state, f"before_{name}")[which] = value
+        for name in ("level", "iterations", "products", "waited"):
+            getattr(state, name)[which] = 0
+        state.lowest[which] = torch.inf
+        self._arrive(which, state.sign[which], state.weighted[which], logits, None)
+
+    def _leave(self, over: Tensor) -> None:
+        """Give the rows of chains that are over to those that wait, and drop what is left."""
+        self.preconditioner.release(self.state.chain[over])
+        waiting = min(len(over), len(self.chains.sign) - self.entered)
+        if waiting:
+            self._enter(over[:waiting])
+        if len(over) > waiting:
+            keep = torch.ones_like(self.state.at_gradient)
+            keep[over[waiting:]] = False
+            self.state = self.state.take(keep)
 
     def _multiply_forth(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return what is to be multiplied back (P, n), a residual or the curved direction; and the latter's logits.
@@ -240,15 +273,20 @@ class ChainSolver:
             return which
         gradient = back[which] + state.weight[which]
         gap = 0.5 * gradient.square().sum(1)
-        objective = state.c[which] * loss.losses(state.sign[which], state.row_weight[which], state.logits[which])
-        objective += 0.5 * state.weight[which].square().sum(1)
         state.products[which] += 1
-        converged = gap <= self.tol * objective
-        done = converged | (state.iterations[which] >= self.max_iter)
         lower = gap < 0.5 * state.lowest[which]
         state.waited[which] = torch.where(lower, 0, state.waited[which] + 1)
         state.lowest[which] = torch.where(lower, gap, state.lowest[which])
-        done |= state.waited[which] >= self.stuck
+        given_up = (state.iterations[which] >= self.max_iter) | (state.waited[which] >= self.stuck)
+        # It falls with each step, so the last one known tells where a new one need not be computed.
+        open_ = (state.iterations[which] == 0) | given_up | (gap <= self.tol * state.objective[which])
+        if bool(open_.any()):
+            asked = which[open_]
+            found = loss.losses(state.sign[asked], state.weighted[asked], state.logits[asked])
+            state.objective[asked] = found + 0.5 * state.weight[asked].square().sum(1)
+        objective = state.objective[which]
+        converged = gap <= self.tol * objective
+        done = converged | given_up
         solved = which[done]
         if len(solved):
             place = (state.chain[solved], state.level[solved])
@@ -281,7 +319,10 @@ class ChainSolver:
         """Go to the next C, along the line through the last two solutions as far as that leads downhill."""
         state = self.state
         state.level[which] += 1
-        state.c[which] = self.chains.c_grid[state.chain[which], state.level[which]]
+        before, chain = state.c[which], state.chain[which]
+        state.c[which] = self.chains.c_grid[chain, state.level[which]]
+        state.weighted[which] = self.chains.row_weight[chain] * state.c[which][:, None]
+        state.residual[which] *= (state.c[which] / before)[:, None]
         state.iterations[which], state.products[which], state.waited[which] = 0, 0, 0
         state.lowest[which] = torch.inf
         state.step[which] = state.weight[which] - state.before_weight[which]
@@ -301,21 +342,18 @@ class ChainSolver:
 
     def _move(self, which: Tensor) -> None:
         state = self.state
-        sign, weighted = state.sign[which], state.c[which][:, None] * state.row_weight[which]
+        sign, weighted = state.sign[which], state.weighted[which]
         logits, along, step, weight = state.logits[which], state.along[which], state.step[which], state.weight[which]
         linear, square = (weight * step).sum(1), step.square().sum(1)
-        start = (loss.slopes(sign, weighted, logits).residual * along).sum(1) + linear
+        start = (state.residual[which] * along).sum(1) + linear
         length, found = loss.search(sign, weighted, logits, along, start, linear, square)
         state.weight[which] = torch.addcmul(weight, step, length[:, None])
         state.bias[which] += length * state.step_bias[which]
-        state.logits[which] = logits
-        self._arrive(which, found)
+        self._arrive(which, sign, weighted, logits, found)
 
-    def _arrive(self, which: Tensor, found: loss.Slopes | None) -> None:
-        """Bring rows to their best intercept and prepare their gradients."""
+    def _arrive(self, which: Tensor, sign: Tensor, weighted: Tensor, logits: Tensor, found: loss.Slopes | None) -> None:
+        """Bring rows, whose signs, weights and logits are given, to their best intercept; prepare their gradients."""
         state = self.state
-        sign, weighted = state.sign[which], state.c[which][:, None] * state.row_weight[which]
-        logits = state.logits[which]
         found, shift = loss.centre(
             sign, weighted, logits, found or loss.slopes(sign, weighted, logits), CLOSE_INTERCEPT
         )

@@ -157,6 +157,31 @@ def test_memory__is_a_bound_on_what_is_held_at_once(monkeypatch):
     assert max(widths) == 7 and sum(widths) == 70
 
 
+@pytest.mark.parametrize("width", [3, 48])
+def test_several_cores_and_chains_that_wait__solve_the_same_problems(monkeypatch, width):
+    from analysis.probes import logistic, threads
+
+    x, y = study_like(400, 12)
+    rows = folds(400, 3)
+    alone = solve_logistic(x, y, SWEEP, row_weights=rows)
+    monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(logistic, "_WIDTH", width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        dealt, again = (solve_logistic(x, y, SWEEP, row_weights=rows) for _ in range(2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert dealt.converged.all() and not np.isnan(dealt.weight).any()
+    np.testing.assert_allclose(dealt.objective, alone.objective, rtol=2e-6)
+    np.testing.assert_array_equal(dealt.weight, again.weight)
+    for label, level in ((0, 0), (0, 9), (13, 5)):
+        model = scikit_learn(x[rows[0]], y[rows[0], label], SWEEP[level])
+        theirs = objective(x[rows[0]], y[rows[0], label], model.coef_[0], model.intercept_[0], SWEEP[level])
+        assert dealt.objective[0, 0, label, level] < theirs * (1 + 1e-6)
+
+
 def test_one_class__gets_its_prior_and_is_said():
     x, y = study_like(200, 5)
     y[:, 0], y[:, 1] = False, True
