@@ -85,6 +85,7 @@ def uniformity(
     seed: int = 0,
     level: float = 0.95,
     device: str = "cpu",
+    interval_samples: int | None = None,
 ) -> Measure:
     """Return the uniformity of embeddings over the unit sphere; its null is an even spread over the sphere.
 
@@ -94,27 +95,59 @@ def uniformity(
         Brought to length 1.
     t : float
         Width of the potential.
+    interval_samples : int, optional
+        Where there are more samples, the interval is drawn on whole patients with so many at most; the value is always
+        of all.
     """
     count = int(features.shape[0])
     if count < 2:
         raise DataError(f"uniformity is about pairs of samples, and there is {count}; give at least 2")
     codes = group_codes(groups, count)
     points = Points(features, normalize=True, device=device)
-    potential = GaussianPotential(t, resample_weights(codes, replicates, seed), points.device)
+    whole = interval_samples is None or count <= interval_samples
+    potential = GaussianPotential(t, resample_weights(codes, replicates if whole else 0, seed), points.device)
     sweep(points, [potential])
-    return uniformity_measure(potential, codes, points.dimensions, replicates, level)
+    if whole or interval_samples is None or not replicates:
+        return uniformity_measure(potential, codes, points.dimensions, replicates, level)
+    part = part_resamples(features, codes, interval_samples, t=t, replicates=replicates, seed=seed, device=device)
+    return uniformity_measure(potential, codes, points.dimensions, replicates, level, part)
+
+
+def part_resamples(
+    features: Any, codes: np.ndarray, samples: int, *, t: float = 2.0, replicates: int, seed: int, device: str
+) -> tuple[np.ndarray, int]:
+    """Return uniformity in resamples (R,) of whole patients with at most so many samples, and how many they have."""
+    rows = patients_up_to(codes, samples, seed)
+    own = np.unique(codes[rows], return_inverse=True)[1]
+    points = Points(features[rows], normalize=True, device=device)
+    potential = GaussianPotential(t, resample_weights(own, replicates, seed), points.device)
+    sweep(points, [potential])
+    return potential.result()[1:], len(rows)
 
 
 def uniformity_measure(
-    potential: GaussianPotential, codes: np.ndarray, dimensions: int, replicates: int, level: float
+    potential: GaussianPotential,
+    codes: np.ndarray,
+    dimensions: int,
+    replicates: int,
+    level: float,
+    part: tuple[np.ndarray, int] | None = None,
 ) -> Measure:
-    """Return the measure of a finished potential."""
+    """Return the measure of a finished potential; its interval from resamples of a part where those are given.
+
+    Parameters
+    ----------
+    part : (R,) ndarray and int, optional
+        As of `part_resamples`; moved until their mean is the value.
+    """
     values = potential.result()
+    drawn, used = (values[1:], len(codes)) if part is None else part
     mean, spread = sphere_potential(dimensions, potential.t, len(codes))
     reach = float(norm.ppf(0.5 + level / 2)) * spread
     found = measure(
-        "uniformity", values[0], drawn=values[1:] if replicates else None, level=level, samples=len(codes),
-        groups=len(np.unique(codes)), note="null: samples spread evenly over the sphere, in closed form",
+        "uniformity", values[0], drawn=drawn if replicates else None, level=level, samples=len(codes),
+        interval_samples=used, centred=part is not None, groups=len(np.unique(codes)),
+        note="null: samples spread evenly over the sphere, in closed form",
     )  # fmt: skip
     tiny = float(np.finfo(float).tiny)
     low, high = (float(np.log(max(mean + sign * reach, tiny))) for sign in (-1, 1))

@@ -120,9 +120,17 @@ def measure_space(
     result += neighbours.hubness(rows, codes, **options)
     result.append(sphere.class_alignment(features, classes, codes, device=device, **options))
     if potential is not None:
-        result.append(sphere.uniformity_measure(potential, codes, points.dimensions, replicates if whole else 0, level))
+        part = None
+        if replicates and not whole:
+            part = sphere.part_resamples(
+                features, codes, interval_samples, replicates=replicates, seed=seed, device=device
+            )
+        result.append(sphere.uniformity_measure(potential, codes, points.dimensions, replicates, level, part))
     else:
         result.append(
-            sphere.uniformity(features, codes, replicates=replicates if whole else 0, seed=seed, device=device)
-        )
+            sphere.uniformity(
+                features, codes, replicates=replicates, seed=seed, level=level, device=device,
+                interval_samples=interval_samples,
+            )
+        )  # fmt: skip
     return result

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis import space
-from analysis.space import survey
+from analysis.space import resampling, survey
 from engine.errors import DataError, UsageError
 from tests.analysis.space.test_silhouettes import clustered
 
@@ -37,6 +37,31 @@ def test_one_look__gives_what_single_functions_give(missing, normalize):
     assert table[["name", "label", "note"]].equals(single[["name", "label", "note"]])
     for column in ("value", "low", "high", "null", "p"):
         np.testing.assert_allclose(table[column], single[column], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_intervals_of_large_collections__are_drawn_on_whole_patients(normalize):
+    features, classes = clustered()
+    y, groups = (classes[:, None] == np.arange(6)).astype(np.int8), np.arange(len(classes)) // 2
+    found = survey.measure_space(
+        features, classes, y, groups, label_names=NAMES, k=4, normalize=normalize, interval_samples=41, **OPTIONS
+    )
+    measured = next(each for each in found if each.name == "uniformity")
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    squares = ((unit[:, None] - unit) ** 2).sum(axis=2)
+    rows = resampling.patients_up_to(groups, 41, 2)
+    assert len(rows) == 40 and measured.interval_samples == 40 and measured.samples == len(classes)
+
+    def value(which, weights):
+        pairs = np.outer(weights, weights) * ~np.eye(len(which), dtype=bool)
+        return np.log((pairs * np.exp(-2 * squares[np.ix_(which, which)])).sum() / pairs.sum())
+
+    weights = resampling.resample_weights(np.unique(groups[rows], return_inverse=True)[1], 10, 2)[:, 1:]
+    drawn = np.array([value(rows, column.astype(np.float64)) for column in weights.T])
+    everything = value(np.arange(len(classes)), np.ones(len(classes)))
+    np.testing.assert_allclose(measured.value, everything, rtol=1e-4)
+    low, high = np.quantile(drawn, [0.025, 0.975]) + everything - drawn.mean()
+    np.testing.assert_allclose([measured.low, measured.high], [low, high], rtol=1e-3)
 
 
 def test_every_undefined_number__has_a_note():
