@@ -2,7 +2,8 @@
 
 Embeddings (n, D), keys, texts and the split column come in; tables of pairs go out. A split by patient keeps a patient
 on one side, but not an image that is in the data twice under two names, nor one that two patients' records share.
-Cosines are taken exactly, in blocks of matrix products between the parts, so memory stays bounded.
+Cosines are taken exactly, in blocks of matrix products between the parts, so memory stays bounded; or each held-out
+sample asks a search index for its nearest ones (`engine.sample_search`), which a large collection wants.
 
 A cosine says how alike two images look to the model, and models differ: chest radiographs of different patients can lie
 above 0.95. `highest_by_part` gives what is usual within the data, to choose a threshold by; identical keys (the same
@@ -14,22 +15,30 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from engine.errors import DataError, UsageError
+from engine.sample_search import SampleSearch
 
 THRESHOLD = 0.99
 # Pairs beyond which a threshold says nothing about duplicates any more, and a table serves nobody.
 MOST_PAIRS = 100_000
 _ROWS, _COLUMNS = 2048, 8192
+# Neighbours that a sample asks an index for at first; four times as many again while all of them are alike.
+_ASKED, _MORE = 8, 4
 PAIR_COLUMNS = ["kind", "similarity", "split", "id", "group", "other_split", "other_id", "other_group"]
 
 
 def near_duplicates(
-    embeddings: np.ndarray, split: Sequence[str] | np.ndarray, threshold: float = THRESHOLD, most: int = MOST_PAIRS
+    embeddings: np.ndarray,
+    split: Sequence[str] | np.ndarray,
+    threshold: float = THRESHOLD,
+    most: int = MOST_PAIRS,
+    *,
+    searches: Mapping[str, SampleSearch] | None = None,
 ) -> pd.DataFrame:
     """Return the pairs of samples in different parts whose embeddings have a cosine of at least `threshold`.
 
@@ -43,6 +52,8 @@ def near_duplicates(
         Cosines are taken in float32, and are right to about 1e-6.
     most : int
         Pairs allowed.
+    searches : mapping of part to SampleSearch, optional
+        The index over each part's samples, which then finds the pairs; where it is approximate, it may miss some.
 
     Returns
     -------
@@ -64,15 +75,15 @@ def near_duplicates(
     least = min(threshold, 1 - 2e-6)
     found: list[pd.DataFrame] = []
     count = 0
-    for rows, columns, products in _products(unit, parts):
-        at, across = np.nonzero(products >= least)
-        count += len(at)
+    pairs_found = _searched(unit, parts, searches, least, most) if searches else _alike(unit, parts, least)
+    for first, second, similarity in pairs_found:
+        count += len(first)
         if count > most:
             raise DataError(
                 f"more than {most:,} pairs have a cosine of {threshold:g} or more across splits; raise the threshold, "
                 "or look at the embeddings: they hardly differ"
             )
-        found.append(pd.DataFrame({"first": rows[at], "second": columns[across], "similarity": products[at, across]}))
+        found.append(pd.DataFrame({"first": first, "second": second, "similarity": similarity}))
     pairs = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["first", "second", "similarity"])
     pairs = pairs.astype({"first": np.int64, "second": np.int64, "similarity": np.float64})
     pairs["similarity"] = pairs["similarity"].clip(upper=1.0)
@@ -80,9 +91,18 @@ def near_duplicates(
 
 
 def highest_by_part(
-    embeddings: np.ndarray, split: Sequence[str] | np.ndarray, levels: Sequence[float] = (0.5, 0.9, 0.99)
+    embeddings: np.ndarray,
+    split: Sequence[str] | np.ndarray,
+    levels: Sequence[float] = (0.5, 0.9, 0.99),
+    *,
+    searches: Mapping[str, SampleSearch] | None = None,
 ) -> pd.DataFrame:
     """Return how alike each held-out sample is to its nearest one in train: quantiles of the highest cosine.
+
+    Parameters
+    ----------
+    searches : mapping of part to SampleSearch, optional
+        As in `near_duplicates`.
 
     Returns
     -------
@@ -92,8 +112,13 @@ def highest_by_part(
     parts = _parts(split, len(embeddings))
     unit = _normalized(embeddings)
     best = np.full(len(unit), -np.inf, dtype=np.float32)
-    for _, columns, products in _products(unit, parts, only="train"):
-        np.maximum.at(best, columns, products.max(axis=0))
+    if searches and "train" in parts:
+        asking = np.concatenate([rows for name, rows in parts.items() if name != "train"])
+        for row, hits in zip(asking, searches["train"].search(unit[asking], 1), strict=True):
+            best[row] = hits.scores[0] if len(hits.scores) else -np.inf
+    else:
+        for _, columns, products in _products(unit, parts, only="train"):
+            np.maximum.at(best, columns, products.max(axis=0))
     table = []
     for name, rows in parts.items():
         if name == "train" or not np.isfinite(best[rows]).any():
@@ -186,6 +211,35 @@ def _normalized(embeddings: np.ndarray) -> np.ndarray:
         raise DataError(f"{(~finite).sum()} embeddings are not finite, first in row {int(np.argmin(finite))}")
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
+
+
+def _alike(
+    unit: np.ndarray, parts: dict[str, np.ndarray], least: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (rows, other rows, cosines) of the pairs across parts with at least such a cosine."""
+    for rows, columns, products in _products(unit, parts):
+        at, across = np.nonzero(products >= least)
+        yield rows[at], columns[across], products[at, across]
+
+
+def _searched(
+    unit: np.ndarray, parts: dict[str, np.ndarray], searches: Mapping[str, SampleSearch], least: float, most: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield what `_alike` does, as far as indexes find it; who finds nothing but alike ones asks for more."""
+    for one, two in itertools.combinations(parts, 2):
+        for start in range(0, len(parts[two]), _ROWS):
+            waiting, asked = parts[two][start : start + _ROWS], _ASKED
+            while len(waiting):
+                hits = searches[one].search(unit[waiting], asked)
+                alike = [int((each.scores >= least).sum()) for each in hits]
+                # Beyond the most that are allowed there is no need to ask for more: who counts them stops.
+                more = np.array([count == asked and sum(alike) <= most for count in alike])
+                told = [(row, each.samples[:count], each.scores[:count])
+                        for row, each, count, wait in zip(waiting, hits, alike, more, strict=True)
+                        if count and not wait]  # fmt: skip
+                for row, samples, scores in told:
+                    yield samples, np.full(len(samples), row), scores
+                waiting, asked = waiting[more], asked * _MORE
 
 
 def _products(

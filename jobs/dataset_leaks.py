@@ -2,26 +2,37 @@
 
 Comes in: a data set with its split, and a model. Goes out: tables of pairs of images across splits that are the same
 bytes, or whose cached embeddings are nearly the same, and of texts that occur in several parts; exit status 1 where
-there is such a pair of images. Texts do not count as damage: many patients have the same normal report; but who trains
-on texts should look at them.
+there is such a pair of images. Each image asks the index over the cache for its nearest ones in the other parts: exact
+search, or, where that would take minutes and there is one, an approximate index; which one is said. Texts do not count
+as damage: many patients have the same normal report; but who trains on texts should look at them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from analysis import leaks
 from engine.cache import Cache
 from engine.dataset import Dataset
+from engine.encoder import Encoder
+from engine.errors import CacheError, UsageError
+from engine.features import align
+from engine.index import Index, build_index, has_index, kinds, load_index, products
+from engine.sample_search import SampleSearch
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
-from jobs.progress import Progress
+from jobs.progress import Progress, spoken_time
 
+log = logging.getLogger(__name__)
+
+# Exact search is what is done, unless it takes longer and there is another index.
+PATIENCE_SECONDS = 120.0
 PAIRS_SHOWN = 20
 TEXT_SHOWN = 60
 
@@ -31,8 +42,19 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
 
     split: SplitOptions = Field(default_factory=SplitOptions, description="the split that is checked")
     threshold: float = Field(leaks.THRESHOLD, gt=-1, le=1, description="cosine from which two images count as one")
+    how: str = Field("auto", description="kind of index; auto: exact where that is fast enough, else what was built")
     batch_size: int | None = Field(None, ge=1, description="samples a batch; by the device if empty")
     threads: int | None = Field(None, ge=1, description="threads that read and decode; by cores if empty")
+
+    @field_validator("how")
+    @classmethod
+    def _known_kind(cls, how: str) -> str:
+        if how != "auto":
+            try:
+                kinds.check_kind(how)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        return how
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,8 @@ class Leaks:
         What the highest cosine to a train image usually is (`analysis.leaks.highest_by_part`).
     failures : DataFrame
         Samples that could not be embedded.
+    how : str
+        Kind of index that was asked.
     """
 
     images: int
@@ -62,6 +86,7 @@ class Leaks:
     texts: pd.DataFrame = field(compare=False)
     highest: pd.DataFrame = field(compare=False)
     failures: pd.DataFrame = field(compare=False)
+    how: str = "exact"
 
     @property
     def exit_status(self) -> int:
@@ -93,6 +118,8 @@ class Leaks:
             yield "give each pair one group, or leave one of the two out, and split again"
         else:
             yield f"no image lies on both sides: {self.images:,} images, cosines below {self.threshold:g}"
+        missed = "" if self.how == "exact" else ", which may miss some: `fluoro index check` says how many"
+        yield f"near-duplicates were looked for with the {self.how} index of {self.encoder}{missed}"
         if len(self.texts):
             several = int(self.texts["samples"].sum())
             yield f"{len(self.texts):,} texts of {several:,} samples occur in several parts"
@@ -118,7 +145,9 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
     split = kept.samples["split"].to_numpy(dtype=object)
     keys = np.array([key.tobytes().hex() for key in features.keys], dtype=object)
     same = leaks.identical_pairs(keys, split)
-    near = leaks.near_duplicates(features.values, split, config.threshold)
+    index = _index(cache, encoder, config, features.values.shape)
+    searches = _searches(cache, dataset, index, split)
+    near = leaks.near_duplicates(features.values, split, config.threshold, searches=searches)
     # Two names of the same bytes are said once, as what they are: one of each part stands for its copies.
     near = near[keys[near["first"]] != keys[near["second"]]]
     pairs = pd.concat(
@@ -134,9 +163,43 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
         encoder=encoder.id,
         pairs=pairs,
         texts=_texts(dataset),
-        highest=leaks.highest_by_part(features.values, split) if "train" in set(split) else pd.DataFrame(),
+        highest=leaks.highest_by_part(features.values, split, searches=searches)
+        if "train" in set(split)
+        else pd.DataFrame(),
         failures=report.failures,
+        how=index.info.how,
     )
+
+
+def _index(cache: Cache, encoder: Encoder, config: Config, shape: tuple[int, ...]) -> Index:
+    """Return the index that is asked; CacheError for one that is behind, whose newest images would never be found."""
+    how = config.how
+    if how == "auto":
+        seconds, how = products.exact_seconds(shape[0], shape[1], shape[0] // 2), "exact"
+        if seconds > PATIENCE_SECONDS:
+            how = next((name for name in ("hnsw", "ivf", "pq") if has_index(cache, encoder.id, "image", name)), how)
+            advice = (
+                f"the {how} index is asked instead" if how != "exact" else "`fluoro index --how ivf` makes it faster"
+            )
+            log.info("exact search takes about %s here; %s", spoken_time(seconds), advice)
+    if how == "exact":
+        return build_index(cache, encoder.id, "image", "exact", save=False)
+    index = load_index(cache, encoder.id, "image", how)
+    if behind := index.behind(cache):
+        raise CacheError(
+            f"the {how} index of {encoder.id} is behind its cache by {behind:,} rows, whose copies it cannot find; "
+            f"`fluoro index --how {how}` adds them, --how exact needs none"
+        )
+    return index
+
+
+def _searches(cache: Cache, dataset: Dataset, index: Index, split: np.ndarray) -> dict[str, SampleSearch]:
+    """Return the search among each part's images; samples are numbered as their embeddings are."""
+    stored, _, _ = align(dataset, cache.image_keys(dataset), cache.array("image", index.info.encoder))
+    return {
+        str(name): SampleSearch(index, stored[split == name], np.flatnonzero(split == name))
+        for name in set(split) - {""}
+    }
 
 
 def _texts(dataset: Dataset) -> pd.DataFrame:

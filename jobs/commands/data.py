@@ -38,6 +38,7 @@ def write(**given: Any) -> dict[str, Any]:
 @options.cache
 @options.splits
 @click.option("--threshold", type=float, metavar="COSINE", help="From which two images count as one. [0.99]")
+@click.option("--how", metavar="KIND", help="Index to ask: exact, ivf, hnsw, pq or a FAISS string. [auto]")
 @options.batches
 def leaks(**given: Any) -> dict[str, Any]:
     """Find images of DATASET that lie on both sides of its split: the same bytes, or nearly the same embedding.

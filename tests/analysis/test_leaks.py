@@ -10,6 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from analysis import leaks
 from engine.errors import DataError, UsageError
+from engine.sample_search import SampleSearch
 
 
 def collection(seed: int = 0, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +40,43 @@ def test_near_duplicates__are_those_of_all_pairs(threshold, monkeypatch):
     assert set(zip(pairs["first"], pairs["second"], strict=True)) == brute_force(embeddings, split, threshold)
     assert pairs["similarity"].is_monotonic_decreasing and pairs["similarity"].max() <= 1
     assert len(pairs) >= 3
+
+
+class BruteIndex:
+    """What a search index answers, over rows as they are, by sorting all cosines."""
+
+    def __init__(self, embeddings):
+        self.unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-30)
+
+    def __len__(self):
+        return len(self.unit)
+
+    def search_rows(self, queries, k, *, among=None):
+        cosines = cosine_similarity(queries, self.unit).astype(np.float32)
+        if among is not None:
+            cosines[:, np.setdiff1d(np.arange(len(self)), among)] = -np.inf
+        rows = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        scores = np.take_along_axis(cosines, rows, axis=1)
+        return scores, np.where(np.isfinite(scores), rows, -1)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.6, 0.999999])
+def test_an_index__finds_the_pairs_that_all_products_do(threshold):
+    embeddings, split = collection()
+    embeddings[60:70] = embeddings[:10] * 3
+    index = BruteIndex(embeddings)
+    searches = {
+        name: SampleSearch(index, np.flatnonzero(split == name), np.flatnonzero(split == name))
+        for name in ("train", "val", "test")
+    }
+    pairs = leaks.near_duplicates(embeddings, split, threshold, searches=searches)
+    assert set(zip(pairs["first"], pairs["second"], strict=True)) == brute_force(embeddings, split, threshold)
+    by_index = leaks.highest_by_part(embeddings, split, searches=searches)
+    np.testing.assert_allclose(
+        by_index.iloc[:, 2:].to_numpy(), leaks.highest_by_part(embeddings, split).iloc[:, 2:].to_numpy(), atol=1e-6
+    )
+    with pytest.raises(DataError, match="more than 10 pairs"):
+        leaks.near_duplicates(embeddings, split, -0.5, most=10, searches=searches)
 
 
 def test_identical_embeddings__are_found_at_a_threshold_of_one():

@@ -64,3 +64,34 @@ def test_a_clean_split_ends_well(place, capsys):
     text = capsys.readouterr().out
     assert status == 0 and "no image lies on both sides: 9 images" in text
     assert "Highest cosine of an image to one in train" in text
+
+
+def test_an_approximate_index_is_asked_where_wanted_and_said(place, capsys):
+    status, words = leaks(place, "table.csv", "--threshold", "0.999999", "--how", "HNSW8")
+    assert status == 1 and "no index" in capsys.readouterr().err
+    encoder = json.loads(_said(capsys, leaks, place, "table.csv", "--json"))["encoder"]
+    assert cli.run(["index", "--encoder", encoder, "--how", "HNSW8", "--cache", str(place / "cache"), "--quiet"]) == 0
+    capsys.readouterr()
+    status, _ = leaks(place, "table.csv", "--threshold", "0.999999", "--how", "HNSW8")
+    text = capsys.readouterr().out
+    assert status == 1 and "2 pairs of images across splits" in text
+    assert "with the HNSW8 index" in text and "may miss some" in text
+    assert cli.run([*words, "--how", "exotic"]) == 2
+    assert "exotic" in capsys.readouterr().err
+
+
+def test_an_index_behind_its_cache_is_refused(place, capsys, tmp_path):
+    frame = pd.read_csv(place / "table.csv")
+    frame.head(9).to_csv(place / "early.csv", index=False)
+    own = ("--cache", str(tmp_path))
+    encoder = json.loads(_said(capsys, leaks, place, "early.csv", "--json", *own))["encoder"]
+    assert cli.run(["index", "--encoder", encoder, "--how", "HNSW8", *own, "--quiet"]) == 0
+    status, _ = leaks(place, "table.csv", "--how", "HNSW8", *own)
+    error = capsys.readouterr().err
+    assert status == 1 and "behind its cache by 3 rows" in error and "fluoro index --how HNSW8" in error
+
+
+def _said(capsys, run, *words) -> str:
+    capsys.readouterr()
+    run(*words)
+    return capsys.readouterr().out
