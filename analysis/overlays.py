@@ -380,7 +380,8 @@ def draw_key(
     """Draw what the colours mean, in one line at the sheet's foot."""
     font = font_of(round(11.5 * unit))
     left, top = at
-    high, space = round(12 * unit), round(7 * unit)
+    # Small pictures still get a key: below this its boxes would have no inside.
+    high, space = max(8, round(12 * unit)), round(7 * unit)
 
     def write(text: str) -> None:
         nonlocal left

@@ -145,6 +145,7 @@ def test_full_size_study_runs_the_studys_config_on_both_layouts(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_heatmaps_are_the_librarys_and_stand_beside_its_loop_and_the_bare_passes(tmp_path):
     text = ran("heatmaps.py", "--model", "phantom-clip", "--labels", "3", "--result", str(tmp_path / "record.json"))
     figures = {line[:55].strip(): line[55:].strip() for line in text.splitlines()}
