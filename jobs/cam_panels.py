@@ -155,12 +155,14 @@ def draw_layers(
             whose = "" if len({strip.tower for strip in strips.values()}) == 1 else f"{setting}\n"
             rows.append((f"{whose}attention rollout\n(of no label)", _filled(of_attention, depth)))
     name = finding.label.replace("_", " ")
+    how = "Grad-CAM of what each stage gives"
+    if any(each.leaving for strip in strips.values() for each in strip.maps):
+        how = "Grad-CAM of what enters each block; rollout of attention from the image through that block"
     picture = map_grid(
         np.asarray(finding.image),
         bands_of(columns, rows, COLUMNS),
         title=f"{name} · {finding.sample} · layer by layer",
-        subtitle="Grad-CAM of what enters each block; rollout of attention from the image through that block; "
-        "each map coloured from 0 to its own maximum",
+        subtitle=f"{how}; each map coloured from 0 to its own maximum",
         side=side,
     )
     path = record.path(f"{figure_stem(finding.sample, finding.label)}-layers.png")
