@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import cv2
@@ -91,15 +91,23 @@ def difference_overlay(
     """
     seen = ~np.isnan(apart)
     # The ground: the image as `overlay` shows it where a map is zero, with what is out of view hatched.
-    ground = overlays.overlay(
-        image, np.where(seen, 0.0, np.nan), boxes=boxes, mask=mask, side=side, mark_peak=False
-    ).astype(np.float32)
+    ground = overlays.overlay(image, np.where(seen, 0.0, np.nan), side=side, mark_peak=False).astype(np.float32)
     height, width = ground.shape[:2]
     shrink = cv2.INTER_AREA if height < apart.shape[0] else cv2.INTER_LINEAR
     value = cv2.resize(np.where(seen, apart, 0).astype(np.float32), (width, height), interpolation=shrink)
     alpha = (opacity * np.abs(value) ** 0.75)[:, :, None]
     mixed = ground * (1 - alpha) + _diverging(value) * alpha
-    return np.round(np.clip(mixed, 0, 255)).astype(np.uint8)
+    picture = np.round(np.clip(mixed, 0, 255)).astype(np.uint8)
+    # The truth is drawn last, in its own colour, on the picture's pixels.
+    scale = side / max(apart.shape)
+    drawn = [
+        replace(box, x=box.x * scale, y=box.y * scale, width=box.width * scale, height=box.height * scale)
+        for box in boxes
+    ]
+    if mask is not None:
+        soft = cv2.resize(np.asarray(mask, dtype=np.float32), (width, height), interpolation=shrink)
+        mask = soft >= 0.5
+    return overlays.overlay(picture, boxes=drawn, mask=mask, side=max(height, width))
 
 
 def comparison(
