@@ -23,8 +23,9 @@ from pydantic import Field
 from analysis import cam
 from engine.cache import Cache
 from engine.dataset import Dataset
+from engine.encoder import Encoder
 from engine.errors import DataError, ImageError, UsageError
-from jobs import cam_panels, cam_settings, opening, study_settings
+from jobs import cam_panels, cam_settings, heatmap_choice, opening, study_settings
 from jobs.cam_findings import Drawn, Finding, UsualPlaces
 from jobs.cam_inputs import MapInputs
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
@@ -56,9 +57,12 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     )
     protocol: Literal["sound", "paper"] = Field("sound", description="sound practice, or exactly what the paper did")
     layer: int | str | None = Field(
-        None, union_mode="left_to_right", description="block, default, paper or a module; of the protocol if empty"
+        None, union_mode="left_to_right", description="block, default, paper or a module; the model's own if empty"
     )
-    method: str = Field("gradcam", description=f"one of {', '.join(cam.METHODS)}")
+    method: str | None = Field(
+        None, description=f"one of {', '.join(cam.METHODS)}; the model's own, else gradcam, if empty"
+    )
+    choice: Path | None = Field(None, description="run folder of fluoro cam sweep, for method and layer")
     tolerance: float | None = Field(None, gt=0, description="of the pointing game, in original pixels")
     side: int = Field(360, ge=64, le=4096, description="longer side of each picture, in pixels; of a grid's half")
     seed: int = Field(0, description="draws the samples of the location prior where there are many")
@@ -123,11 +127,11 @@ def run(
             dataset={"schema": dataset.schema, "n": len(dataset)},
             protocol=[config.protocol],
         )
-        layer = config.layer if config.layer is not None else "paper" if config.protocol == "paper" else "default"
+        method, layer = _method_and_layer(config, encoder)
         maker = _Maker(
             config,
             settings,
-            [cam.Explainer(setting.encoder, layer, config.method) for setting in settings],
+            [cam.Explainer(setting.encoder, layer, method) for setting in settings],
             MapInputs(Cache(config.cache), dataset, [position for position, _ in wanted]),
             UsualPlaces(dataset, config.seed),
             record,
@@ -149,6 +153,14 @@ def run(
         record.record_all([{"kind": "layer", **row} for row in maker.layer_rows])
     failures = pd.DataFrame(record.failures, columns=["id", "uri", "what", "reason"])
     return Result(record.folder, maker.sheets, pd.DataFrame(maker.rows), failures, pd.DataFrame(maker.layer_rows))
+
+
+def _method_and_layer(config: Config, encoder: Encoder) -> tuple[str, cam.Layer]:
+    """Return what was asked for, else the study's own (published protocol), else what a sweep chose for the model."""
+    if config.protocol == "paper" and config.choice is None:
+        return config.method or heatmap_choice.FALLBACK.method, "paper" if config.layer is None else config.layer
+    choice = heatmap_choice.choose(encoder, config.method, config.layer, config.choice)
+    return choice.method, choice.layer
 
 
 class _Maker:

@@ -98,6 +98,7 @@ class Finding:
         """Return one row a map, with scores and null maps beside them where the label is annotated."""
         rows: list[dict[str, Any]] = []
         region = self.region() if self.annotated else None
+        point = self.dataset.annotations.only_points(self.sample, self.label)
         maps = [*drawn, *(self._nulls(drawn[0].heat, usual) if region is not None else [])]
         for each in maps:
             row = {
@@ -114,7 +115,7 @@ class Finding:
                 "note": each.note,
             }
             if region is not None:
-                row |= localization.score_heatmap(each.heat, region, tolerance).as_dict()
+                row |= localization.score_heatmap(each.heat, region, tolerance, point=point).as_dict()
             rows.append(row)
         return rows
 

@@ -109,8 +109,9 @@ def distances(**given: Any) -> dict[str, Any]:
 )
 @templates
 @protocol
-@click.option("--layer", metavar="LAYER", help="Block number, module, default or paper. [right for the architecture]")
-@click.option("--method", metavar="NAME", help="A method of pytorch-grad-cam, grad-eclip, legrad or rollout. [gradcam]")
+@click.option("--layer", metavar="LAYER", help="Block number, module, default or paper. [the model's own, or default]")
+@click.option("--method", metavar="NAME", help="Of pytorch-grad-cam, grad-eclip, legrad, rollout. [the model's own]")
+@click.option("--choice", metavar="DIR", help="Run of 'fluoro cam sweep' that chose method and layer.")
 @options.out
 def cam(**given: Any) -> dict[str, Any]:
     """Draw where the model looks for a label or a text in samples of DATASET, on the original image's pixels.

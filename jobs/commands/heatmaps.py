@@ -42,8 +42,8 @@ head = click.option("--head", metavar="FILE", help="Head saved by 'fluoro probe'
 def sweep(**given: Any) -> dict[str, Any]:
     """Try heatmap methods and layers on annotated validation samples of DATASET; test the best one beside the nulls.
 
-    Leaves choice.json, which a study takes as heatmaps.choice, and which becomes a model's default as heatmaps.json in
-    its folder.
+    Leaves choice.json, which 'fluoro cam --choice' and a study's heatmaps.choice take, and which becomes a model's
+    default as heatmaps.json in its folder.
     """
     return options.with_data(given)
 

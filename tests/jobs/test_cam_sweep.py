@@ -15,6 +15,7 @@ from engine.cache import Cache
 from engine.encoder import load_encoder
 from engine.errors import DataError, UsageError
 from engine.sources import open_dataset
+from jobs import cam as cam_job
 from jobs import cam_check, cam_sweep, cli, heatmap_choice
 from jobs.config import load_config
 from jobs.heatmap_scoring import read_image
@@ -182,3 +183,20 @@ def test_check_has_one_table_a_method(place: Path, model: str) -> None:
 def test_verbs_stand_beside_the_one_that_they_extend(verb: str) -> None:
     done = CliRunner().invoke(cli.fluoro, ["cam", verb, "--help"])
     assert done.exit_code == 0 and "annotated" in done.output and f"cam {verb}" in done.output
+
+
+def test_cam_takes_the_choice_of_a_sweep(swept: cam_sweep.Result, place: Path, model: str) -> None:
+    dataset = open_dataset(PHANTOMS)
+    sample = dataset.annotations.sample_ids("Cardiomegaly")[0]
+    asked = {"dataset": PHANTOMS, "model": model, "device": "cpu", "cache": place / "cache", "ids": [sample]}
+    asked |= {"labels": ["Cardiomegaly"], "precision": "fp32"}
+
+    def drawn(out: str, **more: object) -> pd.DataFrame:
+        maps = cam_job.run(load_config(cam_job.Config, {**asked, **more}), out=place / out).maps
+        return maps[~maps["baseline"]]
+
+    module = swept.tried.set_index(["method", "layer"]).loc[(swept.choice["method"], swept.choice["layer"]), "module"]
+    chosen = drawn("chosen", choice=swept.folder)
+    assert set(chosen["method"]) == {swept.choice["method"]} and set(chosen["layer"]) == {module}
+    assert set(drawn("told", choice=swept.folder, method="layercam", layer=0)["method"]) == {"layercam"}
+    assert set(drawn("own")["method"]) == {"gradcam"}
