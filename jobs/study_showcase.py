@@ -84,6 +84,7 @@ def write_embedding_map(dataset: Dataset, settings: Sequence[Setting], run: runs
         places = embedding_map.embedding_map(setting.features, seed=seed)
         tables.append(pd.DataFrame({"id": dataset.ids, "setting": setting.name, "x": places[:, 0], "y": places[:, 1],
                                     "label": names, "split": dataset.samples["split"]}))  # fmt: skip
+    run.note(embedding_map=embedding_map.describe(len(dataset)))
     pd.concat(tables).to_csv(run.path("embedding_map.csv"), index=False, float_format="%.4f")
 
 
