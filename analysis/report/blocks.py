@@ -7,6 +7,7 @@ a template. Blocks that show single patients are marked ``private`` and are what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from analysis.report.tables import Table
+
+_ID = re.compile(r'id="(f[0-9a-f]{10}-)')
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,11 @@ class Section:
 def tidy(sections: Sequence[Section | None], shareable: bool = False) -> list[Section]:
     """Return the sections that have something to show, without absent (and, shareable, without private) blocks."""
     kept = []
+    drawn: dict[str, int] = {}
     for section in sections:
         if section is None:
             continue
-        blocks = _present(section.blocks, shareable)
+        blocks = _with_own_ids(_present(section.blocks, shareable), drawn)
         if any(block.kind not in ("note", "heading") for block in blocks):
             kept.append(Section(section.anchor, section.title, section.group, section.lead, blocks))
     return kept
@@ -190,6 +194,23 @@ def all_tables(blocks: Sequence[Any]) -> Iterator[Table]:
             yield block
         elif isinstance(block, Details):
             yield from all_tables(block.blocks)
+
+
+def _with_own_ids(blocks: Sequence[Any], drawn: dict[str, int]) -> list[Any]:
+    """Return the blocks with other ids in a drawing that equals an earlier one: ids in one page must not meet."""
+    found: list[Any] = []
+    for block in blocks:
+        if isinstance(block, Drawing):
+            prefix = _ID.search(block.svg)
+            if prefix is not None:
+                count = drawn[prefix[1]] = drawn.get(prefix[1], -1) + 1
+                if count:
+                    svg = block.svg.replace(prefix[1], f"{prefix[1][:-1]}{chr(96 + count)}-")
+                    block = Drawing(svg, block.caption)
+        elif isinstance(block, Details):
+            block = Details(block.title, _with_own_ids(block.blocks, drawn), block.long)
+        found.append(block)
+    return found
 
 
 def _present(blocks: Sequence[Any], shareable: bool) -> list[Any]:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import curves
+from analysis import curves, figures
 from analysis.report import latex, markdown, point_map, render_report, sharing
-from analysis.report.blocks import Details, Heading, Note, Section, Sentences, tidy
+from analysis.report.blocks import Details, Drawing, Heading, Note, Section, Sentences, tidy
 from analysis.report.tables import MOST_ROWS, Cell, Row, Table
 from analysis.run_record import read_run, write_scores
 from engine.errors import DataError
@@ -193,6 +193,23 @@ def test_thinned_curves__keep_both_ends_and_their_order() -> None:
     kept, up = curves.thinned(across, across**2)
     assert len(kept) <= curves.MOST_POINTS and kept[0] == 0 and kept[-1] == 1
     assert (np.diff(kept) > 0).all() and np.array_equal(up, kept**2)
+
+
+def test_tidy__gives_equal_drawings_ids_of_their_own() -> None:
+    svg = figures.svg(lambda figure: figure.subplots().plot([0, 1], [1, 0]), 3, 2, "a line")
+    assert 'id="f' in svg
+    sections = tidy(
+        [
+            Section("a", "A", blocks=[Drawing(svg), Details("d", [Drawing(svg)])]),
+            Section("b", "B", blocks=[Drawing(svg)]),
+        ]
+    )
+    drawn = [sections[0].blocks[0].svg, sections[0].blocks[1].blocks[0].svg, sections[1].blocks[0].svg]
+    ids = [found for text in drawn for found in re.findall(r'id="([^"]+)"', text)]
+    assert len(ids) == len(set(ids)) > 3
+    for text in drawn:
+        own = set(re.findall(r'id="([^"]+)"', text))
+        assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', text)) <= own
 
 
 def test_tidy__leaves_out_empty_sections_and_headings_over_nothing() -> None:
