@@ -200,7 +200,12 @@ class _Maps:
             vain = [distractors[place] for place in of_image]
             for setting in settings:
                 labels = [findings[place].label for place in of_image] + [label for label in vain if label]
-                found = explainers[setting.name].heatmaps(pixels, [setting.target(label) for label in labels])
+                # A label that training had no positive of has no weights: its map is empty, and named so.
+                (found,) = explainers[setting.name].batch_heatmaps(
+                    pixels[None],
+                    [setting.target(label) for label in labels],
+                    state_unreached=setting.head is not None,
+                )
                 beyond = iter(found[len(of_image) :])
                 for place, one, label in zip(of_image, found, vain, strict=False):
                     heatmaps[setting.name][place] = one
