@@ -65,7 +65,7 @@ def test_compilation_is_chosen_by_the_size_of_the_job(monkeypatch, caplog):
     encoder.device, encoder.precision = torch.device("cpu"), "bf16"
     enough = COMPILE_FROM["cpu", "bf16"]
     assert make_plan(encoder).settled(encoder, enough).compiled is True
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="engine.plan"):  # command lines of other tests set levels further up
         assert make_plan(encoder).settled(encoder, enough - 1).compiled is False
     assert "too few for compiling" in caplog.text
     assert make_plan(encoder, compiled=True).settled(encoder, 1).compiled is True

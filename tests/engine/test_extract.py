@@ -148,7 +148,7 @@ def test_kill__and_start_again_ends_with_the_same_bytes(tmp_path):
 
 
 def test_interrupt__commits_what_is_computed_and_goes_on(tmp_path):
-    encoder, done = FakeEncoder(), []
+    encoder, done, threads = FakeEncoder(), [], threading.active_count()
 
     def interrupt(name: str, count: int, total: int) -> None:
         done.append(count)
@@ -158,7 +158,7 @@ def test_interrupt__commits_what_is_computed_and_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Cache(tmp_path).embed(drawn(50), encoder, WHAT, batch_size=4, progress=interrupt)
     assert len(Cache(tmp_path).array("image", encoder.id)) == 20
-    assert threading.active_count() < 10
+    assert threading.active_count() <= threads
     report = Cache(tmp_path).embed(drawn(50), encoder, WHAT, batch_size=4)
     assert report.computed["image"] == 30
     Cache(tmp_path / "calm").embed(drawn(50), FakeEncoder(), WHAT, batch_size=4)
