@@ -5,7 +5,6 @@ Comes in: provenance and cost rows. Goes out: tables and name-value pairs.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 
 from analysis import figures, run_record
 from analysis.report.blocks import Code, Details, Drawing, Facts, Heading, Section, Sentences
-from analysis.report.tables import Cell, Row, Table, number
+from analysis.report.tables import Cell, Row, Table, number, size
 
 
 def facts(record: run_record.RunRecord) -> list[dict[str, str]]:
@@ -31,17 +30,6 @@ def facts(record: run_record.RunRecord) -> list[dict[str, str]]:
         ("total time", f"{provenance.get('seconds', 0) / 60:.1f} min"),
     ]
     return [{"name": name, "value": value} for name, value in facts]
-
-
-def size(value: float) -> str:
-    """Return a number of bytes for reading."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return ""
 
 
 def cost_table(costs: pd.DataFrame) -> Table:
@@ -78,10 +66,11 @@ def cost_table(costs: pd.DataFrame) -> Table:
 
 
 def cost_section(record: run_record.RunRecord) -> Section:
-    """Return what each step took."""
+    """Return what each step took; in figures only where the run announces no ledger of its own."""
     costs = record.rows("cost")
     chart = Drawing(figures.cost_bars(costs)) if len(costs) else None
-    table = cost_table(costs) if len(costs) else None
+    ledger = (record.rows("table")["section"] == "cost").any()
+    table = cost_table(costs) if len(costs) and not ledger else None
     return Section("cost", "Time and size", "Account", "", [chart, table])
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from analysis import run_record
 from analysis.report.blocks import Details, Heading, Section, Sentences
 from analysis.report.sharing import is_private
-from analysis.report.tables import Cell, Row, Table, number
+from analysis.report.tables import Cell, Row, Table, number, size
 
 LAID_OUT: frozenset[str] = frozenset()
 # Sections of a protocol, which show the tables announced for them at their own end.
@@ -31,6 +31,7 @@ OF_A_PROTOCOL = (
     "heatmaps",
 )
 LONG_TEXT = 40
+IN_BYTES = frozenset({"bytes", "peak_memory"})
 # Longer tables open on demand, so that the page can be read in one go.
 LONG_TABLE = 24
 
@@ -166,12 +167,20 @@ def _place(section: str) -> Place:
 
 
 def _table(frame: pd.DataFrame, text: str, source: str) -> Table:
-    rows = [Row([_cell(value) for value in line]) for line in frame.itertuples(index=False)]
+    names = [str(column) for column in frame.columns]
+    rows = [
+        Row([_size_cell(value) if name in IN_BYTES else _cell(value) for name, value in zip(names, line, strict=True)])
+        for line in frame.itertuples(index=False)
+    ]
     columns = [str(column).replace("_", " ") for column in frame.columns]
     wordy = any(
         frame[column].astype(str).str.len().max() > LONG_TEXT for column in frame.select_dtypes(exclude="number")
     )
     return Table(columns, rows, text, source, private=is_private(frame), prose=bool(wordy))
+
+
+def _size_cell(value: Any) -> Cell:
+    return Cell("–") if pd.isna(value) else Cell(size(float(value)), sort=float(value))
 
 
 def _cell(value: Any) -> Cell:

@@ -89,6 +89,17 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
+def size(value: float) -> str:
+    """Return a number of bytes for reading."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""
+
+
 def value_cell(rows: pd.DataFrame) -> Cell:
     """Return the first row's value with its interval below; a dash where there is none."""
     if rows.empty or not math.isfinite(rows["value"].iloc[0]):
