@@ -92,6 +92,8 @@ def _equal(values: pd.Series, wanted: list[str], condition: str) -> np.ndarray:
     text = text_of(values) if not pd.api.types.is_bool_dtype(values) else values.astype(str)
     codes, distinct = pd.factorize(text)
     known = [str(each) for each in distinct]
+    if known == [""] and any(value.strip() for value in wanted):
+        raise UsageError(f"the column {values.name!r} is empty for all samples, so {condition!r} compares with nothing")
     for value in wanted:
         number = _number(value)
         same = [each == value.strip() or (number is not None and _number(each) == number) for each in known]

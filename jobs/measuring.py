@@ -19,7 +19,7 @@ from engine.cache import Cache
 from engine.errors import DataError
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
-from jobs.metric_tables import label_table, overall_table
+from jobs.metric_tables import label_table, overall_table, undefined_sentences
 from jobs.progress import Progress
 from jobs.runs import RESULTS_FILE, Run
 
@@ -66,7 +66,8 @@ class Measured:
         }
 
     def lines(self) -> Iterator[str]:
-        """Return where things lie."""
+        """Return which figures are not defined, and where things lie."""
+        yield from undefined_sentences(self.metrics, self.setting)
         if self.head is not None:
             yield f"head: {self.head}"
         yield f"run: {self.folder}"

@@ -46,6 +46,20 @@ def label_table(metrics: pd.DataFrame, setting: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def undefined_sentences(metrics: pd.DataFrame, setting: str) -> list[str]:
+    """Return which labels of a setting have no AUROC or AP, and why, as sentences; [] where all have."""
+    part = metrics[(metrics["setting"] == setting) & metrics["label"].notna()]
+    undefined = part[part["value"].isna()]
+    no_auroc, no_ap = (set(undefined.loc[undefined["metric"] == name, "label"]) for name in ("auroc", "ap"))
+    said = []
+    # Average precision needs a positive sample, AUROC a negative one, too.
+    for lacking, figures, needed in ((no_ap, "AUROC or AP", "positive"), (no_auroc - no_ap, "AUROC", "negative")):
+        if lacking:
+            named = [label for label in dict.fromkeys(part["label"]) if label in lacking]
+            said.append(f"no {figures} for labels without a {needed} test sample: {', '.join(named)}")
+    return said
+
+
 def with_interval(by_metric: pd.DataFrame, name: str) -> str:
     """Return "0.741 (0.702-0.779)", without the interval where there is none, "" without a value."""
     value, low, high = (by_metric.loc[name, column] for column in ("value", "low", "high"))

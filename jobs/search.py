@@ -22,7 +22,7 @@ from engine import sample_filter
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
-from engine.errors import UsageError
+from engine.errors import CacheError, UsageError
 from engine.features import align
 from engine.index import Index, build_index, has_index, kinds, load_index, products
 from engine.sample_search import SampleSearch
@@ -187,6 +187,12 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     keys = cache.image_keys(dataset) if config.kind == "image" else cache.text_keys(dataset)
     stored, positions, missing = align(dataset, keys, array)
     wanted = passing[positions]
+    if not wanted.any():
+        filtered = f" that pass the filter ({'; '.join(config.where)})" if config.where else ""
+        raise CacheError(
+            f"none of the {int(passing.sum()):,} samples of {dataset.schema!r}{filtered} has its {config.kind} "
+            f"embedding by {encoder.id} in {config.cache}; `fluoro embed` adds them"
+        )
     search = SampleSearch(index, stored[wanted], positions[wanted], groups)
     hits = search.search(queries.vectors, config.k, queries.own if config.exclude_self else None)
     answers = [

@@ -274,6 +274,11 @@ def _others(
         # One column is two classes to scikit-learn, so a part with one class only would be refused there.
         lone = [number for number, seen in enumerate(rows) if len(set(y[seen, 0].tolist())) < 2]
         if lone:
+            if len(rows) == 1:
+                raise DataError(
+                    f"label {names[0]!r} has one value only among the training samples, so a {kind} probe learns "
+                    "nothing from them; take the logistic one, which gives the prior, or another split"
+                )
             raise DataError(f"label {names[0]!r} has one value only in training part {lone[0]}; use fewer folds")
     made: dict[str, Callable[[], Probe]] = {
         "ridge": lambda: RidgeProbe(normalize=True, alphas=tuple(np.logspace(-4, 4, 17).tolist())),

@@ -11,7 +11,9 @@ from engine.errors import DataError
 NO_CLASS = -1
 
 
-def checked_classes(features: Any, classes: np.ndarray, at_least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def checked_classes(
+    features: Any, classes: np.ndarray, at_least: int = 1, names: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return classes as int64 and the positions of samples that have one.
 
     Parameters
@@ -21,6 +23,8 @@ def checked_classes(features: Any, classes: np.ndarray, at_least: int = 1) -> tu
         0 to L - 1, or -1 for none.
     at_least : int
         Classes that must be there.
+    names : tuple of str, optional
+        What the classes are called in messages.
 
     Raises
     ------
@@ -41,8 +45,10 @@ def checked_classes(features: Any, classes: np.ndarray, at_least: int = 1) -> tu
         raise DataError("no sample has a class; distances need at least one positive label")
     present = np.unique(labels[kept])
     if len(present) < at_least:
+        name = class_name(int(present[0]), names)
+        said = name if names is None else repr(name)
         raise DataError(
-            f"all {len(kept)} samples are of class {present[0]}, and {at_least} classes are needed; "
+            f"all {len(kept)} samples that have a class are of {said}, and {at_least} classes are needed; "
             "choose labels of which some samples are positive and some are not"
         )
     return labels, kept

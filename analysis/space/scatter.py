@@ -70,7 +70,7 @@ def centroid_measures(
         if len(kept):
             rows, classes = rows_of(features[kept], normalize=normalize, device=device), np.asarray(classes)[kept]
             groups = None if groups is None else np.asarray(groups)[kept]
-    labels, kept = checked_classes(rows, classes, at_least=2)
+    labels, kept = checked_classes(rows, classes, at_least=2, names=class_names)
     if len(kept) < len(labels):
         raise DataError(f"{len(labels) - len(kept)} samples have no class; leave them out of the embeddings first")
     present, dense = np.unique(labels, return_inverse=True)

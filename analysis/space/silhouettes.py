@@ -192,7 +192,7 @@ def silhouette(
     DataError
         Fewer than two classes, shapes that do not fit, values that are not finite.
     """
-    classes, kept = checked_classes(features, classes, at_least=2)
+    classes, kept = checked_classes(features, classes, at_least=2, names=class_names)
     check_rows(features, normalize=normalize)
     codes = group_codes(groups, len(classes))
     order = kept[np.argsort(classes[kept], kind="stable")]

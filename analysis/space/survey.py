@@ -67,7 +67,7 @@ def measure_space(
     UsageError
         k larger than what other patients leave.
     """
-    classes, kept = checked_classes(features, classes, at_least=2)
+    classes, kept = checked_classes(features, classes, at_least=2, names=tuple(label_names))
     check_rows(features, normalize=True)  # alignment and uniformity need lengths whatever the rest does
     if len(y) != len(classes):
         raise DataError(f"{len(y)} rows of labels for {len(classes)} embeddings; give one a sample")

@@ -77,6 +77,7 @@ def test_all_conditions_must_hold_and_none_lets_all_pass(dataset):
         (["Pneumonia=1"], "no column 'Pneumonia' to filter by; nearest: .*label:Pneumonia"),
         (["view=fronatl"], "no sample has 'fronatl' in the column 'view' .*; nearest: frontal"),
         (["group=P99"], "no sample has 'P99' in the column 'group'"),
+        (["text=none"], "the column 'text' is empty for all samples, so 'text=none' compares with nothing"),
         (["age>=old"], "compares with 'old', which is no number"),
         (["view>3"], "the column 'view' holds no numbers"),
         (["frontal"], "the condition 'frontal' cannot be read; write it as COLUMN=VALUE"),

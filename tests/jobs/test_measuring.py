@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from analysis.heads import LinearHead
 from engine.errors import DataError, UsageError
@@ -141,3 +142,52 @@ def test_what_cannot_be_measured_is_told(common, tmp_path):
         probe.run(probe.Config(**without), out=tmp_path / "a")
     with pytest.raises((DataError, UsageError), match="split"):
         probe.run(probe.Config(**{**common, "split": SplitOptions(how="given")}), out=tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def lopsided(tmp_path_factory):
+    """A table of images whose labels have one value only: everywhere, in training, in test."""
+    root = tmp_path_factory.mktemp("lopsided")
+    rows = []
+    for number in range(24):
+        pixels = np.random.Generator(np.random.PCG64(number)).integers(0, 256, (40, 40), np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        part = ("train", "train", "val", "test")[number // 2 % 4]
+        labels = {"Mixed": number % 2, "Never": 0, "Always": 1, "Trained": part != "test", "Tested": part == "test"}
+        rows.append({"image": f"{number}.png", "group": f"P{number // 2}", "split": part}
+                    | {name: int(value) for name, value in labels.items()})  # fmt: skip
+    pd.DataFrame(rows).to_csv(root / "table.csv", index=False)
+    return {
+        "dataset": f"table:{root / 'table.csv'}", "model": f"local-dir:{models.open_clip_pair(root / 'model')}",
+        "cache": root / "cache", "device": "cpu", "replicates": 100,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
+def test_labels_of_one_value__are_named_and_have_their_prior(lopsided, tmp_path, kind, caplog):
+    names = ["Mixed", "Never", "Always", "Trained", "Tested"]
+    done = probe.run(probe.Config(**lopsided, data={"labels": names}, kind=kind), out=tmp_path / "run")
+    assert "their prior: Never, Always, Trained, Tested" in caplog.text
+    said = list(done.lines())
+    assert "no AUROC or AP for labels without a positive test sample: Never, Trained" in said
+    assert "no AUROC for labels without a negative test sample: Always, Tested" in said
+    head = LinearHead.load(done.head)
+    # The prior of 12 training samples, half a sample added to either side: log(0.5 / 12.5) where none is positive.
+    expected = np.log([0.5 / 12.5, 12.5 / 0.5, 12.5 / 0.5, 0.5 / 12.5])
+    if kind == "logistic":
+        np.testing.assert_allclose(head.bias[1:], expected, atol=1e-9)
+    assert not head.weight[1:].any() and head.weight[0].any()
+
+
+def test_labels_that_the_data_do_not_have_or_that_none_has__are_named(lopsided, tmp_path):
+    for verb in (probe, zeroshot, distances):
+        with pytest.raises(DataError, match="has no column 'Mixd'; nearest: Mixed"):
+            verb.run(verb.Config(**lopsided, data={"labels": ["Mixd"]}), out=tmp_path / verb.__name__)
+    for labels, problem in (
+        (["Always", "Mixed"], "all 6 samples that have a class are of 'Always', and 2 classes are needed"),
+        (["Always"], "none of the labels Always has two positive and two negative patients"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            distances.run(distances.Config(**lopsided, data={"labels": labels}, k=2), out=tmp_path / f"{len(labels)}")
+    with pytest.raises(DataError, match="label 'Never' has one value only among the training samples"):
+        probe.run(probe.Config(**lopsided, data={"labels": ["Never"]}, kind="ridge"), out=tmp_path / "never")

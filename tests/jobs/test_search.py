@@ -210,6 +210,17 @@ def test_wrong_options_are_refused_before_anything_is_loaded():
             load_config(search.Config, {**minimal, **values})
 
 
+def test_a_cache_without_the_asked_samples_is_an_error_that_says_how_to_add_them(place):
+    others = pd.read_csv(place / "table.csv").assign(image=[f"new{number:02d}.png" for number in range(COUNT)])
+    for number, name in enumerate(others["image"]):
+        Image.fromarray(np.full((40, 50), number, np.uint8)).save(place / name)
+    others.to_csv(place / "others.csv", index=False)
+    values = {**base(place), "dataset": f"table:{place / 'others.csv'}"}
+    problem = r"none of the 8 samples .* that pass the filter \(view=lateral\) has its image embedding"
+    with pytest.raises(CacheError, match=problem):
+        search.run(search.Config(**values, text=["x"], where=["view=lateral"]))
+
+
 def test_an_index_behind_answers_says_so_and_takes_in_new_rows(place, tmp_path):
     import shutil
 

@@ -125,3 +125,5 @@ def test_wrong_requests__are_refused_with_what_is_wrong():
     lone[:2] = True
     with pytest.raises(DataError, match="label 'a' has one value only"):
         sweeping.sweep_on_folds(x, lone, groups, label_names=("a",), kind="ridge")
+    with pytest.raises(DataError, match="label 'a' has one value only among the training samples, so a ridge probe"):
+        sweeping.sweep_on_validation(x, lone[::-1] & False, x, lone, label_names=("a",), kind="ridge")

@@ -94,7 +94,7 @@ def test_wrong_input__is_refused_with_its_place():
     features[40, 1] = np.inf
     with pytest.raises(DataError, match="first row 40"):
         scatter.centroid_measures(features, classes)
-    with pytest.raises(DataError, match="2 classes are needed"):
+    with pytest.raises(DataError, match="are of class 1, and 2 classes are needed"):
         scatter.centroid_measures(features[:1], classes[:1])
     with pytest.raises(DataError, match="a block of shape"):
         scatter.centroid_measures([features[:5], features[5:, :3]], classes)

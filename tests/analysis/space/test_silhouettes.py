@@ -110,7 +110,7 @@ def test_identical_classes_and_constant_features__have_silhouettes_of_zero_or_be
 
 def test_wrong_input__is_refused_with_its_place():
     features, classes = clustered(8)
-    with pytest.raises(DataError, match="of class 0, and 2 classes"):
+    with pytest.raises(DataError, match="are of class 0, and 2 classes"):
         silhouettes.silhouette_samples(features, np.zeros(len(features), dtype=int))
     with pytest.raises(DataError, match="of class 0, and 2 classes"):
         silhouettes.silhouette_samples(features[:1], np.zeros(1, dtype=int))

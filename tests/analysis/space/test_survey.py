@@ -85,5 +85,5 @@ def test_wrong_input__is_refused():
     broken[41] = np.nan
     with pytest.raises(DataError, match="first row 41;"):
         survey.measure_space(broken, classes, y, label_names=NAMES)
-    with pytest.raises(DataError, match="2 classes are needed"):
+    with pytest.raises(DataError, match="are of 'b', and 2 classes are needed"):
         survey.measure_space(features[:1], classes[:1], y[:1], label_names=NAMES)
