@@ -27,7 +27,7 @@ from analysis.map_sanity import map_similarity
 from analysis.probes import fit_probe
 from analysis.randomised import cascade
 from engine.pixels import Geometry
-from jobs import measuring, run_tables, study_settings
+from jobs import measuring, probe_section, run_tables
 from jobs.heatmap_choice import FALLBACK, choose
 from jobs.heatmap_scoring import Finding, read_image
 from jobs.heatmap_trial import TrialOptions, by_image, explained_setting, findings_of
@@ -192,7 +192,7 @@ def _sanity(
         maps = _maps(cases, replace(setting, encoder=altered), method, layer)
         rows += summarise(SANITY, f"shuffled down to: {stage}", _likeness(cases, intact, maps))
     named = {
-        name: Explained(study_settings.LINEAR_PROBE, setting.protocol, setting.encoder, head.label_names, head=head)
+        name: Explained(probe_section.LINEAR_PROBE, setting.protocol, setting.encoder, head.label_names, head=head)
         for name, head in probes.items()
     }
     true = _maps(cases, named["true"], method, layer)

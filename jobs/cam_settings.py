@@ -17,7 +17,7 @@ from analysis.heads import LinearHead
 from engine.cache import Cache
 from engine.encoder import Encoder, load_encoder
 from engine.errors import ModelError, UsageError
-from jobs import finetune, probe, study_settings
+from jobs import finetune, probe, probe_section, study_settings
 from jobs.study_settings import Explained
 
 SettingName = Literal["zero-shot", "probe", "fine-tuned"]
@@ -106,7 +106,7 @@ def _probe(config: SettingOptions, encoder: Encoder, path: Path) -> Explained:
         raise UsageError(f"{str(path)!r} is no run of fluoro probe with a linear head: it has no file {file.name!r}")
     head = _checked(LinearHead.load(file), encoder, file)
     shown = path.name if path.is_dir() else path.stem
-    name = study_settings.LINEAR_PROBE if len(config.heads) == 1 else f"{study_settings.LINEAR_PROBE} ({shown})"
+    name = probe_section.LINEAR_PROBE if len(config.heads) == 1 else f"{probe_section.LINEAR_PROBE} ({shown})"
     return Explained(name, config.protocol, encoder, head.label_names, head=head)
 
 

@@ -20,7 +20,7 @@ from analysis import finetuning
 from analysis.heads import LinearHead
 from engine.encoder import Encoder
 from engine.errors import DataError, UsageError
-from jobs import measuring, model_card, study_scores, study_settings, tuning_rows
+from jobs import measuring, model_card, probe_section, study_scores, study_settings, tuning_rows
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 
@@ -38,8 +38,8 @@ class Config(measuring.MeasureOptions):
     start: str = Field(
         "probe", description="where the head starts (sound protocol): probe, text, random, or a head's .npz file"
     )
-    probe: study_settings.ProbeSection = Field(
-        default_factory=study_settings.ProbeSection, description="the probe that the head starts from"
+    probe: probe_section.StudyProbeSection = Field(
+        default_factory=probe_section.StudyProbeSection, description="the probe that the head starts from"
     )
     zero_shot: study_settings.ZeroShotSection = Field(
         default_factory=study_settings.ZeroShotSection, description="prompts, where the head starts from text"

@@ -19,7 +19,7 @@ from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.errors import DataError, UsageError
-from jobs import measuring, study_settings
+from jobs import measuring, probe_section, study_settings
 from jobs.heatmap_scoring import Finding
 from jobs.study_heatmaps import choose_findings
 from jobs.study_settings import Explained
@@ -48,7 +48,7 @@ def explained_setting(config: TrialOptions, encoder: Encoder, dataset: Dataset) 
     if config.head is not None:
         head = LinearHead.load(config.head)
         head.check_encoder(encoder.id)
-        return Explained(study_settings.LINEAR_PROBE, config.protocol, encoder, head.label_names, head=head)
+        return Explained(probe_section.LINEAR_PROBE, config.protocol, encoder, head.label_names, head=head)
     names = dataset.label_names
     section = config.zero_shot
     sound = config.protocol == "sound"

@@ -28,7 +28,7 @@ from analysis.heads import LinearHead
 from analysis.metrics import Prediction
 from analysis.probes import sweeping
 from engine.errors import UsageError
-from jobs import measuring, study_scores, study_settings
+from jobs import measuring, probe_section, study_scores, study_settings
 from jobs.metric_tables import with_interval
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
@@ -42,8 +42,8 @@ SWEPT = ("auroc_macro", "map", "auroc", "ap")
 class Config(measuring.MeasureOptions):
     """What `fluoro probe` needs."""
 
-    probe: study_settings.ProbeSection = Field(
-        default_factory=study_settings.ProbeSection, description="heads of the sound protocol"
+    probe: probe_section.ProbeSection = Field(
+        default_factory=probe_section.ProbeSection, description="heads of the sound protocol"
     )
     kind: Literal["logistic", "text-prior", "ridge", "nearest-mean", "neighbours", "tip-adapter", "mlp"] = Field(
         "logistic", description="the probe; text-prior and tip-adapter start from the labels' prompts"
@@ -175,7 +175,7 @@ def setting_of(material: study_settings.Material, found: sweeping.Sweep, held: n
         logits = found.probe.decision_function(unit.astype(np.float64))
         scores = expit(logits.reshape(len(unit), -1))
     cut = thresholds.choose("f1", material.y[held], expit(found.logits[found.chosen]))
-    name = study_settings.LINEAR_PROBE if found.kind == "logistic" else f"Probe ({found.kind})"
+    name = probe_section.LINEAR_PROBE if found.kind == "logistic" else f"Probe ({found.kind})"
     head = found.probe if isinstance(found.probe, LinearHead) else None
     explained = study_settings.Explained(name, "sound", material.encoder, names, head=head)
     return study_settings.Setting(

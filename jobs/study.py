@@ -32,6 +32,7 @@ from jobs import config as configs
 from jobs import (
     heatmap_tables,
     opening,
+    probe_section,
     run_tables,
     runs,
     study_analyses,
@@ -71,7 +72,7 @@ class Config(configs.ModelOptions, configs.CacheOptions):
     split: configs.SplitOptions = Field(default_factory=configs.SplitOptions)
     protocols: list[Literal["sound", "paper"]] = Field(["sound"], min_length=1)
     zero_shot: study_settings.ZeroShotSection = Field(default_factory=study_settings.ZeroShotSection)
-    probe: study_settings.ProbeSection = Field(default_factory=study_settings.ProbeSection)
+    probe: probe_section.StudyProbeSection = Field(default_factory=probe_section.StudyProbeSection)
     finetune: study_settings.FinetuneSection = Field(default_factory=study_settings.FinetuneSection)
     heatmaps: study_heatmaps.HeatmapSection = Field(default_factory=study_heatmaps.HeatmapSection)
     showcase: study_showcase.ShowcaseSection = Field(default_factory=study_showcase.ShowcaseSection)
@@ -185,7 +186,7 @@ def run(
         with record.step("neighbours"):
             study_showcase.write_retrieval(material, first[0], index, config.showcase, record)
         with record.step("embedding map") as step:
-            distinct = [setting for setting in first if setting.name != study_settings.LINEAR_PROBE]
+            distinct = [setting for setting in first if not probe_section.is_probe(setting.name)]
             study_showcase.write_embedding_map(material.dataset, distinct, record, config.seed)
             step.items = len(material.dataset)
         study_cards.write_model(material, compared, record)
@@ -284,7 +285,7 @@ def _settings(
         zero_shot = study_settings.zero_shot(material, config.zero_shot, protocol)
         step.items = len(material.dataset)
     with record.step(f"linear probe ({protocol})") as step:
-        probe = study_settings.linear_probe(material, config.probe, protocol, config.seed)
+        probe = study_settings.linear_probe(material, config.probe, protocol, config.seed, config.zero_shot)
         step.items = len(material.rows("train"))
     probe_head = probe.explained.head
     assert probe_head is not None  # a probe is a head
@@ -443,10 +444,11 @@ def _without(
     split = np.full(len(dataset), "test", dtype=object)
     split[rest] = splits.grouped_split(dataset.groups[rest], (0.875, 0.125, 0.0), config.seed)
     fold = dataclasses.replace(material, dataset=dataset.with_split(split))
-    head, _ = study_settings.probe_head(fold, config.probe, protocol, config.seed)
+    head, _ = study_settings.probe_head(fold, config.probe, protocol, config.seed, config.zero_shot)
+    name = study_settings.probe_name(config.probe, protocol)
     found = [
         study_settings.zero_shot(fold, config.zero_shot, protocol).explained,
-        study_settings.Explained(study_settings.LINEAR_PROBE, protocol, material.encoder, head.label_names, head=head),
+        study_settings.Explained(name, protocol, material.encoder, head.label_names, head=head),
     ]
     if config.finetune.enabled:
         start = head if protocol == "sound" else None

@@ -18,8 +18,9 @@ import pandas as pd
 
 from analysis import cards, run_record
 from jobs import runs
+from jobs.probe_section import LINEAR_PROBE, is_probe
 from jobs.run_tables import write_table
-from jobs.study_settings import FINE_TUNING, LINEAR_PROBE, ZERO_SHOT, Material, Setting
+from jobs.study_settings import FINE_TUNING, ZERO_SHOT, Material, Setting
 
 SECTION = "model"
 HEADS = {LINEAR_PROBE: "heads/probe-{protocol}.npz", FINE_TUNING: "models/finetuned-{protocol}/head.npz"}
@@ -34,7 +35,7 @@ def write_model(material: Material, settings: Mapping[str, Sequence[Setting]], r
             "protocol": protocol,
             "setting": setting.name,
             "encoder": setting.explained.encoder.id,
-            "head": HEADS.get(setting.name, "").format(protocol=protocol),
+            "head": HEADS.get(LINEAR_PROBE if is_probe(setting.name) else setting.name, "").format(protocol=protocol),
             "how": how(setting, protocol),
             "own_seconds": setting.seconds,
         }
@@ -65,10 +66,11 @@ def how(setting: Setting, protocol: str) -> str:
         texts = details.get("texts", [])
         scored = "cosines" if protocol == "sound" else "dot products"
         return f"{scored} with {len(texts)} prompts such as {texts[0]!r}" if texts else scored
-    if setting.name == LINEAR_PROBE:
-        return (
-            f"C = {details['C']:g}" if "C" in details else f"epoch {details.get('best_epoch', '?')} of the study's loop"
-        )
+    if is_probe(setting.name):
+        kind = details.get("kind", "")
+        if "C" in details:
+            return f"{kind}, C = {details['C']:g}" if kind else f"C = {details['C']:g}"
+        return kind or f"epoch {details.get('best_epoch', '?')} of the study's loop"
     return str(details.get("said", ""))
 
 

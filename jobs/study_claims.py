@@ -21,9 +21,10 @@ import pandas as pd
 from analysis import baselines, claim_verdicts, claims, paper, threshold_families
 from analysis.metrics import Prediction
 from jobs import runs
+from jobs.probe_section import LINEAR_PROBE, is_probe
 from jobs.run_tables import write_table
 from jobs.study_records import sentence_rows
-from jobs.study_settings import FINE_TUNING, LINEAR_PROBE, ZERO_SHOT, Material, Setting
+from jobs.study_settings import FINE_TUNING, ZERO_SHOT, Material, Setting
 
 SECTION = "claims"
 NOTHING = "No Finding"
@@ -45,10 +46,11 @@ def write_claims(
     names = material.dataset.label_names
     predictions = {each.name: Prediction(each.prediction.scores[test], each.prediction.decisions[test])
                    for each in settings} | trivial  # fmt: skip
+    probe = next((each.name for each in settings if is_probe(each.name)), LINEAR_PROBE)
     tables, differences, said = [], [], []
     for claim, subset, setting in (
         (claim_verdicts.CLAIM_2, claims.DISTINCT, FINE_TUNING),
-        (claim_verdicts.CLAIM_3, claims.OVERLAPPING, LINEAR_PROBE),
+        (claim_verdicts.CLAIM_3, claims.OVERLAPPING, probe),
     ):
         if setting not in predictions:
             said.append(f"{claim}: not tested, this run has no {setting.lower()}.")

@@ -108,7 +108,7 @@ def _resplit(material: Material, number: int, split: configs.SplitOptions) -> Ma
 
 def _settings(material: Material, config: Any, protocol: str, seed: int, progress: ProgressCall) -> list[Setting]:
     zero_shot = study_settings.zero_shot(material, config.zero_shot, protocol)
-    probe = study_settings.linear_probe(material, config.probe, protocol, seed)
+    probe = study_settings.linear_probe(material, config.probe, protocol, seed, config.zero_shot)
     made = [zero_shot, probe]
     if config.finetune.enabled and config.repeats.finetune:
         head = probe.explained.head if protocol == "sound" else None

@@ -24,10 +24,10 @@ from analysis.metrics import Prediction
 from analysis.prompts import TEMPLATES, Prompts, build_prompts
 from analysis.vectors import normalise_rows
 from engine.sources.label_sources import label_sources
-from jobs import runs, study_settings
+from jobs import probe_section, runs, study_settings
 from jobs.run_tables import write_table
 from jobs.study_records import sentence_rows
-from jobs.study_settings import FINE_TUNING, LINEAR_PROBE, ZERO_SHOT, Material, Setting
+from jobs.study_settings import FINE_TUNING, ZERO_SHOT, Material, Setting
 
 SECTION = "sensitivity"
 OWN_FAMILY = {"sound": "f1", "paper": "minmax"}
@@ -38,7 +38,7 @@ def write_sensitivity(
     material: Material,
     settings: Sequence[Setting],
     zero_shot: study_settings.ZeroShotSection,
-    probe: study_settings.ProbeSection,
+    probe: probe_section.StudyProbeSection,
     protocol: str,
     run: runs.Run,
     replicates: int,
@@ -87,7 +87,7 @@ class _Variants:
         material: Material,
         settings: Sequence[Setting],
         zero_shot: study_settings.ZeroShotSection,
-        probe: study_settings.ProbeSection,
+        probe: probe_section.StudyProbeSection,
         protocol: str,
         seed: int,
     ) -> None:
@@ -96,6 +96,7 @@ class _Variants:
         self.test = material.rows("test")
         self.own = {each.name: each.prediction for each in settings}
         self.tuned = FINE_TUNING in self.own
+        self.probe = study_settings.probe_name(probe, protocol)
 
     def base(self) -> sensitivity.Variant:
         return self._variant("", "as the study has it", {})
@@ -132,10 +133,14 @@ class _Variants:
         normalize = self.protocol != "sound"
         changed = {
             ZERO_SHOT: self._zero_shot(self._own_prompts(), normalize=normalize),
-            LINEAR_PROBE: self._probe(self.material, normalize),
         }
+        notes = [NOT_TRAINED_ANEW] if self.tuned else []
+        if self.protocol == "sound" and self.probe_section.kind != "logistic":
+            notes.append(f"a probe of the kind {self.probe_section.kind} is always on embeddings of length one")
+        else:
+            changed[self.probe] = self._probe(self.material, normalize)
         choice = "embeddings of length one" if normalize else "embeddings as the model gives them"
-        return [self._variant("normalisation", choice, changed, NOT_TRAINED_ANEW if self.tuned else "")]
+        return [self._variant("normalisation", choice, changed, "; ".join(notes))]
 
     def labels(self) -> list[sensitivity.Variant]:
         made = []
@@ -147,8 +152,8 @@ class _Variants:
             other = dataclasses.replace(
                 self.material, dataset=dataclasses.replace(self.material.dataset, labels=source.values)
             )
-            scored = {name: self._cut(other, each.scores) for name, each in self.own.items() if name != LINEAR_PROBE}
-            scored[LINEAR_PROBE] = self._probe(other, self.protocol == "sound")
+            scored = {name: self._cut(other, each.scores) for name, each in self.own.items() if name != self.probe}
+            scored[self.probe] = self._probe(other, self.protocol == "sound")
             notes = [NOT_TRAINED_ANEW] if self.tuned else []
             if not usable.all():
                 notes.append(f"{int((~source.known).sum())} samples that this source does not know count as No Finding")
@@ -195,6 +200,10 @@ class _Variants:
     def _probe(self, material: Material, normalize: bool) -> Prediction:
         train, val = material.rows("train"), material.rows("val")
         x, y, names = material.features, material.y, material.dataset.label_names
+        if self.protocol == "sound" and self.probe_section.kind != "logistic":
+            section, asked = self.probe_section, self.zero_shot_section
+            head, _ = study_settings.probe_head(material, section, "sound", self.seed, asked)
+            return self._cut(material, head.probabilities(x))
         if self.protocol == "sound":
             fitted = probes.fit_probe(
                 x[train], y[train], x[val], y[val],

@@ -21,6 +21,7 @@ from analysis import cam, finetuning, paper, probes, prompts, thresholds, zerosh
 from analysis.finetuning import KeptResults
 from analysis.heads import LinearHead
 from analysis.metrics import Prediction
+from analysis.probes import sweeping
 from engine import cache as caches
 from engine import encoder as encoders
 from engine import model_folder
@@ -29,10 +30,11 @@ from engine.encoder import Encoder
 from engine.keys import short_hash
 from jobs import config as configs
 from jobs import model_card, tuning_rows
+from jobs.probe_section import LINEAR_PROBE, ProbeSection, StudyProbeSection
 
 ProgressCall = Callable[[str, int, int | None], None]
 
-ZERO_SHOT, LINEAR_PROBE, FINE_TUNING = "Zero-shot", "Linear probe", "Fine-tuning"
+ZERO_SHOT, FINE_TUNING = "Zero-shot", "Fine-tuning"
 
 
 class ZeroShotSection(configs.JobConfig):
@@ -43,12 +45,6 @@ class ZeroShotSection(configs.JobConfig):
     phrases: dict[str, str] = Field(
         default_factory=dict, description="words for labels that are not said by their name"
     )
-
-
-class ProbeSection(configs.JobConfig):
-    """Linear probe of the sound protocol."""
-
-    C: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="inverse strengths of L2; chosen on validation")
 
 
 class FinetuneSection(configs.JobConfig):
@@ -248,21 +244,46 @@ def zero_shot(material: Material, section: ZeroShotSection, protocol: str) -> Se
     return Setting(explained, material.features, prediction, cut, time.perf_counter() - start, details)
 
 
-def linear_probe(material: Material, section: ProbeSection, protocol: str, seed: int) -> Setting:
-    """Train a linear head on the cached embeddings."""
+def linear_probe(
+    material: Material, section: ProbeSection, protocol: str, seed: int, zero_shot: ZeroShotSection | None = None
+) -> Setting:
+    """Train a linear head on the cached embeddings; see `probe_head`."""
     start = time.perf_counter()
-    head, details = probe_head(material, section, protocol, seed)
+    head, details = probe_head(material, section, protocol, seed, zero_shot)
     cut, prediction = _head_prediction(head, material.features, material, protocol)
-    explained = Explained(LINEAR_PROBE, protocol, material.encoder, head.label_names, head=head)
+    explained = Explained(probe_name(section, protocol), protocol, material.encoder, head.label_names, head=head)
     return Setting(explained, material.features, prediction, cut, time.perf_counter() - start, details)
 
 
+def probe_name(section: ProbeSection, protocol: str) -> str:
+    """Return what the probe's setting is called; the published protocol has one probe of its own."""
+    return section.setting if isinstance(section, StudyProbeSection) and protocol == "sound" else LINEAR_PROBE
+
+
 def probe_head(
-    material: Material, section: ProbeSection, protocol: str, seed: int
+    material: Material, section: ProbeSection, protocol: str, seed: int, zero_shot: ZeroShotSection | None = None
 ) -> tuple[LinearHead, dict[str, Any]]:
-    """Return the linear head of the train rows, tuned on the val rows, and how it was chosen."""
+    """Return the linear head of the train rows, tuned on the val rows, and how it was chosen.
+
+    Parameters
+    ----------
+    zero_shot : ZeroShotSection, optional
+        The prompts that a text-prior probe is drawn to; the usual ones if left out.
+    """
     train, val = material.rows("train"), material.rows("val")
     x, y, names, encoder_id = material.features, material.y, material.dataset.label_names, material.encoder.id
+    kind = section.kind if isinstance(section, StudyProbeSection) else "logistic"
+    if protocol == "sound" and kind != "logistic":
+        options: dict[str, Any] = {"kind": kind, "c_grid": section.C, "seeds": [seed], "encoder_id": encoder_id}
+        if kind == "text-prior":
+            asked = zero_shot or ZeroShotSection()
+            wanted = prompts.build_prompts(names, asked.templates, phrases=asked.phrases)
+            embedded = material.cache.text_features(wanted.texts, material.encoder)
+            options["text"], _ = wanted.combine(embedded, normalize=True)
+            options["scale"] = float(material.encoder.logit_scale)
+        found = sweeping.sweep_on_validation(x[train], y[train], x[val], y[val], label_names=names, **options)
+        assert isinstance(found.probe, LinearHead)  # the section takes linear kinds only
+        return found.probe, {**found.probe.provenance, "kind": kind}
     if protocol == "sound":
         fitted = probes.fit_probe(
             x[train], y[train], x[val], y[val], label_names=names, c_grid=section.C, encoder_id=encoder_id

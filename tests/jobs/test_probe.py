@@ -10,7 +10,7 @@ import pytest
 from analysis.heads import LinearHead
 from engine.errors import UsageError
 from engine.sources import open_dataset
-from jobs import cli, probe, study_settings
+from jobs import cli, probe, probe_section
 from jobs.config import SplitOptions
 from tests import models
 
@@ -35,7 +35,7 @@ def common(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(common, tmp_path_factory):
     chosen = {"folds": 3, "seeds": [0, 1], "class_weight": ["none", "balanced"]}
-    section = study_settings.ProbeSection(C=[0.01, 1.0, 100.0])
+    section = probe_section.ProbeSection(C=[0.01, 1.0, 100.0])
     out = tmp_path_factory.mktemp("swept") / "run"
     return probe.run(probe.Config(**common, **chosen, probe=section), out=out)
 

@@ -11,12 +11,13 @@ from scipy import stats
 from sklearn.metrics import coverage_error, f1_score, label_ranking_average_precision_score
 
 from analysis import run_record
+from analysis.heads import LinearHead
 from engine.errors import DataError, UsageError
 from engine.phantom_files import write_phantoms
 from engine.resources import resource
 from engine.sources import open_dataset
 from jobs import config as configs
-from jobs import study, study_analyses
+from jobs import probe, study, study_analyses
 from tests import models
 
 SMALL = {
@@ -376,3 +377,39 @@ def test_study__split_without_test_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no samples in"):
         run_study("phantom:30?seed=1", model, tmp_path / "run", tmp_path / "cache",
                   **{"split.how": "grouped", "split.fractions": [0.8, 0.2, 0.0]})  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["text-prior", "ridge"])
+def test_study__takes_another_linear_probe_and_says_which(tmp_path: Path, kind: str) -> None:
+    model = models.open_clip_pair(tmp_path / "model")
+    options = {
+        "probe.kind": kind, "finetune.enabled": False, "heatmaps.per_label": 1, "heatmaps.panels": 1,
+        "heatmaps.folds": 0, "space.enabled": False, "subgroups.enabled": False, "sensitivity": True, "seeds": 2,
+    }  # fmt: skip
+    done = run_study("phantom:80?seed=3&enrich=0.15&size=64", model, tmp_path / "run", tmp_path / "cache", **options)
+    record, name = run_record.read_run(done.folder), f"Linear probe ({kind})"
+    assert name in set(record.rows("metric")["setting"]) and "Linear probe" not in set(record.rows("metric")["setting"])
+    assert name in (done.folder / "model-card.md").read_text() and name in done.report.read_text()
+    made = pd.read_csv(done.folder / "tables" / "model-settings.csv").set_index("setting").loc[name]
+    assert made["head"] == "heads/probe-sound.npz" and made["how"].startswith(kind)
+    # The probe alone, which tests of its own hold against scikit-learn, learns the same from the same rows.
+    head = LinearHead.load(done.folder / made["head"])
+    shared = {"dataset": "phantom:80?seed=3&enrich=0.15&size=64", "model": f"local-dir:{model}", "precision": "fp32"}
+    alone = probe.run(
+        probe.Config(**shared, cache=tmp_path / "cache", kind=kind, replicates=100), out=tmp_path / "alone"
+    )
+    np.testing.assert_allclose(head.weight, LinearHead.load(alone.head).weight, rtol=1e-9, atol=1e-12)
+    assert not record.rows("sentence")["text"].str.contains("has no linear probe").any()
+    for table in ("sensitivity-sound", "seeds-sound"):
+        assert name in set(pd.read_csv(done.folder / "tables" / f"{table}.csv")["setting"])
+    assert set(pd.read_csv(done.folder / "tables" / "findings-sound.csv")["setting"]) >= {name}
+
+
+def test_study__a_probe_without_weights_on_the_embedding_is_refused(tmp_path: Path) -> None:
+    values = {"data.source": "phantom:80", "model": "phantom-clip", "probe.kind": "mlp"}
+    problem = r"'mlp' has no weights on the embedding.*choose logistic, text-prior, ridge, nearest-mean.*--kind mlp"
+    assert configs.load_config(study.Config, None, options={**values, "probe.kind": "ridge"}).probe.kind == "ridge"
+    with pytest.raises(UsageError, match=problem):
+        configs.load_config(study.Config, None, options=values)
+    with pytest.raises(UsageError, match=r"probe\.kind"):
+        configs.load_config(study.Config, None, options={**values, "probe.kind": "svm"})
