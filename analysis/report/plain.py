@@ -16,6 +16,7 @@ from analysis import run_record
 from analysis.report.blocks import Details, Heading, Section, Sentences
 from analysis.report.sharing import is_private
 from analysis.report.tables import Cell, Row, Table, number, size
+from analysis.sentences import TITLES
 
 LAID_OUT: frozenset[str] = frozenset()
 # Sections of a protocol, which show the tables announced for them at their own end.
@@ -169,7 +170,7 @@ def _place(section: str) -> Place:
 def _table(frame: pd.DataFrame, text: str, source: str) -> Table:
     names = [str(column) for column in frame.columns]
     rows = [
-        Row([_size_cell(value) if name in IN_BYTES else _cell(value) for name, value in zip(names, line, strict=True)])
+        Row([_cell(value, name) for name, value in zip(names, line, strict=True)])
         for line in frame.itertuples(index=False)
     ]
     columns = [str(column).replace("_", " ") for column in frame.columns]
@@ -183,7 +184,9 @@ def _size_cell(value: Any) -> Cell:
     return Cell("–") if pd.isna(value) else Cell(size(float(value)), sort=float(value))
 
 
-def _cell(value: Any) -> Cell:
+def _cell(value: Any, column: str) -> Cell:
+    if column in IN_BYTES:
+        return _size_cell(value)
     if pd.isna(value):
         return Cell("–")
     if isinstance(value, bool):
@@ -191,4 +194,4 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, int | float):
         whole = float(value).is_integer()
         return Cell(f"{int(value):,}" if whole else number(float(value)), sort=float(value))
-    return Cell(str(value))
+    return Cell(TITLES.get(str(value), str(value)) if column == "metric" else str(value), wordy=True)

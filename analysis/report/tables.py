@@ -20,13 +20,14 @@ MOST_ROWS = 200
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell: text, a smaller second line, a sort value, a shade between 0 and 1, a dot of colour."""
+    """One table cell: text, a smaller second line, a sort value, a shade (0 to 1), a dot of colour, or just words."""
 
     text: str
     small: str = ""
     sort: float | None = None
     heat: float | None = None
     colour: str = ""
+    wordy: bool = False
 
 
 @dataclass(frozen=True)
