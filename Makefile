@@ -42,7 +42,7 @@ test: lint
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
 
 stress: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses $(JOBS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(CACHE) build .pytest_cache .mypy_cache .ruff_cache *.egg-info
