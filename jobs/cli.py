@@ -72,6 +72,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
+        interrupts.arrived()
         return _told("stopped; what was stored so far is kept, and the same command goes on from there", STOPPED, debug)
     except FluoroscopeError as error:
         return _told(f"error: {error}", error.exit_status, debug)

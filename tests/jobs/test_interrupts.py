@@ -31,6 +31,36 @@ except KeyboardInterrupt:
     print("stopped")
 """
 
+# A capsule of compiled code that asks for an attribute and clears whatever comes of it.
+PRESSED_WHERE_IT_IS_CLEARED = PRESSED_IN_A_CALLBACK.replace(
+    "    falls = Falls()\n    del falls\n",
+    """
+    import ctypes
+    class Asked:
+        def __getattr__(self, name):
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(1000):
+                pass
+    has = ctypes.pythonapi.PyObject_HasAttrString
+    has.argtypes, has.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_int
+    has(Asked(), b"anything")
+""",
+)
+
+HEARD_ONCE = """
+import signal, time
+from jobs import interrupts
+
+with interrupts.heard():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        interrupts.arrived()
+        print("heard")
+    time.sleep(0.3)
+    print("quiet")
+"""
+
 ANOTHER_ERROR = """
 from jobs import interrupts
 
@@ -75,6 +105,21 @@ def python(code: str) -> subprocess.CompletedProcess:
 def test_an_interrupt_that_python_only_reports_arrives_all_the_same():
     ended = python(PRESSED_IN_A_CALLBACK)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "stopped\n", "")
+
+
+def test_an_interrupt_that_compiled_code_clears_arrives_all_the_same():
+    ended = python(PRESSED_WHERE_IT_IS_CLEARED)
+    assert (ended.returncode, ended.stdout) == (0, "stopped\n")
+
+
+def test_without_it_compiled_code_forgets_the_interrupt():
+    ended = python(PRESSED_WHERE_IT_IS_CLEARED.replace("interrupts.heard()", "__import__('contextlib').nullcontext()"))
+    assert ended.stdout == "nobody heard it\n"
+
+
+def test_an_interrupt_that_was_heard_is_not_pressed_again():
+    ended = python(HEARD_ONCE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "heard\nquiet\n", "")
 
 
 def test_without_it_python_forgets_the_interrupt():
