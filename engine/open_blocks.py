@@ -70,12 +70,15 @@ class OpenBlock(ABC):
         return channels.unflatten(-1, (self.heads, self.head_dim))
 
     def _projected(self, normed: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
-        weight, bias = self.projection()
         size = self.heads * self.head_dim
-        rows = slice(first * size, last * size)
-        made = functional.linear(normed, weight[rows], None if bias is None else bias[rows])
+        made = self._made(normed, slice(first * size, last * size))
         parts = self.by_head(made.unflatten(-1, (last - first, size))).permute(2, 0, 3, 1, 4)
         return tuple(self._normed_parts(first, parts))
+
+    def _made(self, normed: Tensor, rows: slice) -> Tensor:
+        """Return some channels of queries, keys and values, side by side, of normalised tokens."""
+        weight, bias = self.projection()
+        return functional.linear(normed, weight[rows], None if bias is None else bias[rows])
 
     def _normed_parts(self, first: int, parts: Tensor) -> list[Tensor]:
         """Return the parts, of which `first` is the first (0 queries, 1 keys, 2 values), after norms of their own."""
@@ -94,6 +97,11 @@ class _TimmBlock(OpenBlock):
     def projection(self) -> tuple[Tensor, Tensor | None]:
         qkv = self.block.attn.qkv
         return qkv.weight, qkv.bias
+
+    def _made(self, normed: Tensor, rows: slice) -> Tensor:
+        qkv = self.block.attn.qkv
+        # With an adapter the product has no parts of its own.
+        return super()._made(normed, rows) if type(qkv) is nn.Linear else qkv(normed)[..., rows]
 
     def leave(self, tokens: Tensor, gathered: Tensor) -> Tensor:
         block, attention = self.block, self.block.attn
