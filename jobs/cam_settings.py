@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from analysis import cam, paper, prompts
+from analysis import cam
 from analysis.heads import LinearHead
 from engine.cache import Cache
 from engine.encoder import Encoder, load_encoder
@@ -87,13 +87,7 @@ def _zero_shot(config: SettingOptions, encoder: Encoder, labels: Sequence[str], 
     cache = Cache(config.cache)
     vectors = []
     if labels:
-        section = config.zero_shot
-        built = (
-            prompts.build_prompts(labels, section.templates, phrases=section.phrases)
-            if sound
-            else paper.prompts(labels)
-        )
-        vectors.append(built.combine(cache.text_features(built.texts, encoder), normalize=sound)[0])
+        vectors.append(study_settings.label_texts(config.zero_shot, config.protocol, labels, encoder, cache))
     if texts:
         vectors.append(cache.text_features(texts, encoder, normalize=sound))
     names = (*labels, *texts)

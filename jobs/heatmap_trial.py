@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from analysis import cam, paper, prompts
+from analysis import cam
 from analysis.cam.methods import methods_for
 from analysis.heads import LinearHead
 from engine.cache import Cache
@@ -50,10 +50,7 @@ def explained_setting(config: TrialOptions, encoder: Encoder, dataset: Dataset) 
         head.check_encoder(encoder.id)
         return Explained(probe_section.LINEAR_PROBE, config.protocol, encoder, head.label_names, head=head)
     names = dataset.label_names
-    section = config.zero_shot
-    sound = config.protocol == "sound"
-    built = prompts.build_prompts(names, section.templates, phrases=section.phrases) if sound else paper.prompts(names)
-    text, _ = built.combine(Cache(config.cache).text_features(built.texts, encoder), normalize=sound)
+    text = study_settings.label_texts(config.zero_shot, config.protocol, names, encoder, Cache(config.cache))
     return Explained(study_settings.ZERO_SHOT, config.protocol, encoder, tuple(names), text=text)
 
 

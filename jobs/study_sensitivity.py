@@ -181,10 +181,7 @@ class _Variants:
         )
 
     def _own_prompts(self) -> Prompts:
-        names, section = self.material.dataset.label_names, self.zero_shot_section
-        if self.protocol == "paper":
-            return paper.prompts(names)
-        return build_prompts(names, section.templates, section.negatives, phrases=section.phrases)
+        return study_settings.prompts_of(self.zero_shot_section, self.protocol, self.material.dataset.label_names)
 
     def _zero_shot(self, wanted: Prompts, normalize: bool | None = None) -> Prediction:
         material = self.material

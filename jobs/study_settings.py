@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -215,15 +215,30 @@ class Setting:
         return self.explained.name
 
 
+def prompts_of(
+    section: ZeroShotSection, protocol: str, names: Sequence[str], *, negatives: bool = True
+) -> prompts.Prompts:
+    """Return a protocol's prompts for some labels: the section's (those of absence where wanted), or the study's."""
+    if protocol == "paper":
+        return paper.prompts(names)
+    absent = section.negatives if negatives else None
+    return prompts.build_prompts(names, section.templates, absent, phrases=section.phrases)
+
+
+def label_texts(
+    section: ZeroShotSection, protocol: str, names: Sequence[str], encoder: Encoder, cache: caches.Cache
+) -> np.ndarray:
+    """Return the embedding of each label's prompts, (L, d): of length one, or under the study's protocol as it is."""
+    wanted = prompts_of(section, protocol, names, negatives=False)
+    return wanted.combine(cache.text_features(wanted.texts, encoder), normalize=protocol == "sound")[0]
+
+
 def zero_shot(material: Material, section: ZeroShotSection, protocol: str) -> Setting:
     """Score every image against the labels' prompts."""
     start = time.perf_counter()
     names = material.dataset.label_names
     sound = protocol == "sound"
-    asked = (
-        prompts.build_prompts(names, section.templates, section.negatives, phrases=section.phrases) if sound else None
-    )
-    wanted = asked or paper.prompts(names)
+    wanted = prompts_of(section, protocol, names)
     embedded = material.cache.text_features(wanted.texts, material.encoder)
     text, negative = wanted.combine(embedded, normalize=sound)
     if sound:
@@ -277,9 +292,7 @@ def probe_head(
         options: dict[str, Any] = {"kind": kind, "c_grid": section.C, "seeds": [seed], "encoder_id": encoder_id}
         if kind == "text-prior":
             asked = zero_shot or ZeroShotSection()
-            wanted = prompts.build_prompts(names, asked.templates, phrases=asked.phrases)
-            embedded = material.cache.text_features(wanted.texts, material.encoder)
-            options["text"], _ = wanted.combine(embedded, normalize=True)
+            options["text"] = label_texts(asked, protocol, names, material.encoder, material.cache)
             options["scale"] = float(material.encoder.logit_scale)
         found = sweeping.sweep_on_validation(x[train], y[train], x[val], y[val], label_names=names, **options)
         assert isinstance(found.probe, LinearHead)  # the section takes linear kinds only
