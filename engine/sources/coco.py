@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from engine.annotations import POINT, Annotations, Outside, SampleIds
 from engine.errors import DataError, ImageError, UsageError
 from engine.remote_files import last_part, read_file
-from engine.sources.annotated_images import matched_to_samples
-from engine.sources.segments import Segment, segment_masks
+from engine.sources.annotated_images import AnnotatedImage, outlined
+from engine.sources.segments import Segment
 
 
 def read_coco(path: str | Path, ids: SampleIds | None = None, outside: Outside = "error") -> Annotations:
@@ -65,14 +63,7 @@ def read_coco(path: str | Path, ids: SampleIds | None = None, outside: Outside =
             raise DataError(f"{at}: the bbox {box!r} is not four numbers x, y, width, height")
         rows += [(image.name, label, *mark, file, at, _annotator(annotation), *image.size, number) for mark in marks]
         segments.append(segment)
-    columns = ["image", "label", "x", "y", "width", "height", "shape", "source", "place", "annotator"]
-    columns += ["of_height", "of_width", "segment"]
-    boxes = matched_to_samples(pd.DataFrame(rows, columns=columns), ids, path)
-    sizes = dict(zip(boxes["sample_id"], zip(boxes["of_height"], boxes["of_width"], strict=True), strict=True))
-    masks = segment_masks(boxes, segments)
-    read = Annotations(boxes.drop(columns=["of_height", "of_width", "segment"]), masks, outside=outside)
-    read.check_inside(sizes)
-    return read
+    return outlined(rows, segments, ids, path, outside)
 
 
 Mark = tuple[float, float, float, float, str]
@@ -101,23 +92,12 @@ def _annotator(annotation: Mapping[str, Any]) -> str:
     return "" if told is None else str(told)
 
 
-@dataclass(frozen=True)
-class _Image:
-    name: str
-    height: int
-    width: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.height, self.width
-
-
-def _parts(path: str | Path) -> tuple[dict[Any, _Image], dict[Any, str], list[dict[str, Any]]]:
+def _parts(path: str | Path) -> tuple[dict[Any, AnnotatedImage], dict[Any, str], list[dict[str, Any]]]:
     """Return images by id, category names by id, and the annotations."""
     try:
         content = json.loads(read_file(path))
         images = {
-            image["id"]: _Image(str(image["file_name"]), int(image["height"]), int(image["width"]))
+            image["id"]: AnnotatedImage(str(image["file_name"]), int(image["height"]), int(image["width"]))
             for image in content["images"]
         }
         categories = {category["id"]: str(category["name"]) for category in content["categories"]}

@@ -12,21 +12,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
-import pandas as pd
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from engine.annotations import POINT, Annotations, Outside, SampleIds
 from engine.errors import DataError, ImageError, UsageError
 from engine.remote_files import last_part, read_file
-from engine.sources.annotated_images import matched_to_samples
-from engine.sources.segments import RowRuns, Segment, segment_masks
+from engine.sources.annotated_images import AnnotatedImage, outlined
+from engine.sources.segments import RowRuns, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +34,6 @@ ANNOTATOR_NAMES = ("annotator", "reader", "radiologist")
 ELLIPSE_CORNERS = 64
 # Sides of an image beyond this are a mistake, and would ask for gigabytes when a mask is drawn.
 LARGEST_SIDE = 100_000
-
-
-@dataclass(frozen=True)
-class _Image:
-    name: str
-    height: int
-    width: int
 
 
 def read_cvat(path: str | Path, ids: SampleIds | None = None, outside: Outside = "error") -> Annotations:
@@ -86,14 +77,7 @@ def read_cvat(path: str | Path, ids: SampleIds | None = None, outside: Outside =
             segments.append(segment)
     if tags:
         logger.info("%s: %d tags of whole images say nothing of a place and are left out", path, tags)
-    columns = ["image", "label", "x", "y", "width", "height", "shape", "source", "place", "annotator"]
-    columns += ["of_height", "of_width", "segment"]
-    boxes = matched_to_samples(pd.DataFrame(rows, columns=columns), ids, path)
-    sizes = dict(zip(boxes["sample_id"], zip(boxes["of_height"], boxes["of_width"], strict=True), strict=True))
-    masks = segment_masks(boxes, segments)
-    read = Annotations(boxes.drop(columns=["of_height", "of_width", "segment"]), masks, outside=outside)
-    read.check_inside(sizes)
-    return read
+    return outlined(rows, segments, ids, path, outside)
 
 
 def _root(path: str | Path) -> Element:
@@ -117,15 +101,15 @@ def _root(path: str | Path) -> Element:
     return root
 
 
-def _image(element: Element, file: str, number: int) -> _Image:
+def _image(element: Element, file: str, number: int) -> AnnotatedImage:
     at = f"{file} image {element.get('name', number)!r}"
     height, width = (_number(element, side, at) for side in ("height", "width"))
     if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
         raise DataError(f"{at}: its size is {width:g} x {height:g} pixels; sides go from 1 to {LARGEST_SIDE}")
-    return _Image(_needed(element, "name", at), int(height), int(width))
+    return AnnotatedImage(_needed(element, "name", at), int(height), int(width))
 
 
-def _understood(shape: Element, image: _Image, at: str) -> tuple[list[tuple[Any, ...]], Segment]:
+def _understood(shape: Element, image: AnnotatedImage, at: str) -> tuple[list[tuple[Any, ...]], Segment]:
     """Return a shape's boxes as (x, y, width, height, "box" or "point"), and its outline (none of points and boxes)."""
     if shape.tag == "points":
         corners = np.array(list(_points(_needed(shape, "points", at), at)))
