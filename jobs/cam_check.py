@@ -29,8 +29,9 @@ from analysis.randomised import cascade
 from engine.pixels import Geometry
 from jobs import measuring, probe_section, run_tables
 from jobs.heatmap_choice import FALLBACK, choose
-from jobs.heatmap_scoring import Finding, read_image
+from jobs.heatmap_scoring import Finding
 from jobs.heatmap_trial import TrialOptions, by_image, explained_setting, findings_of
+from jobs.opening import read_image
 from jobs.progress import Progress
 from jobs.runs import open_run
 from jobs.study_settings import Explained, Material

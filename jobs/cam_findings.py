@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from analysis import localization, overlays
-from engine import pixels as decoding
 from engine.dataset import Dataset
 from engine.errors import ImageError
 from jobs.figure_names import figure_stem, safe
+from jobs.heatmap_scoring import CENTRE, LOCATION
+from jobs.opening import read_image
 from jobs.runs import Run
 
-CENTRE, LOCATION = "Centre prior", "Location prior"
 PRIOR_SAMPLES = 100
 
 
@@ -173,7 +173,7 @@ def _region_of(dataset: Dataset, position: int, label: str) -> np.ndarray | None
     if mask is not None:
         return mask
     try:
-        image = decoding.decode(dataset.reader.read(str(dataset.samples["uri"].iloc[position])))
+        image = read_image(dataset, position)
     except ImageError:
         return None
     return dataset.annotations.region(sample, label, image.height, image.width)

@@ -15,10 +15,10 @@ from PIL import Image
 
 from analysis.cam import Tokens
 from analysis.cam.passes import Seen
-from engine import pixels as decoding
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
+from jobs.opening import read_image
 
 IMAGE, PIXELS, TOKENS = "image", "cached pixels", "cached tokens"
 
@@ -57,8 +57,7 @@ class MapInputs:
             It cannot be read or decoded.
         """
         if self._image is None or self._image[0] != position:
-            content = self.dataset.reader.read(str(self.dataset.samples["uri"].iloc[position]))
-            self._image = position, decoding.decode(content)
+            self._image = position, read_image(self.dataset, position)
         return self._image[1]
 
     def of(self, position: int, encoder: Encoder, block: int | None) -> Input:

@@ -24,8 +24,9 @@ from engine.dataset import Dataset
 from engine.errors import DataError, ModelError, UsageError
 from jobs import heatmap_tables, opening, run_tables
 from jobs.heatmap_choice import CHOICE_FILE
-from jobs.heatmap_scoring import CENTRE, LOCATION, Finding, Options, read_image, score_findings
+from jobs.heatmap_scoring import CENTRE, LOCATION, Finding, Options, score_findings
 from jobs.heatmap_trial import TrialOptions, by_image, explained_setting, findings_of, methods_to_try
+from jobs.opening import read_image
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from jobs.study_heatmaps import location_priors

@@ -19,9 +19,9 @@ from scipy.special import expit
 
 from analysis import cam, heatmap_nulls, localization
 from analysis.randomised import random_weights
-from engine import pixels as decoding
 from engine.dataset import Dataset
 from engine.pixels import Geometry
+from jobs.opening import read_image
 from jobs.study_settings import Explained
 
 CENTRE, LOCATION = "Centre prior", "Location prior"
@@ -151,11 +151,6 @@ def score_findings(
             show[finding](finding, read_image(dataset, finding.row), region, drawn)
         scored_one()
     return pd.DataFrame(rows)
-
-
-def read_image(dataset: Dataset, row: int) -> Image.Image:
-    """Return a sample's original image, decoded (mode L or RGB)."""
-    return decoding.decode(dataset.reader.read(str(dataset.samples["uri"].iloc[row])))
 
 
 @dataclass(frozen=True)

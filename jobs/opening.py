@@ -1,4 +1,4 @@
-"""What several verbs begin with: open the data set, split it, load the model in the precision that fits.
+"""What several verbs begin with: open the data set, split it, load the model in the precision that fits; open an image.
 
 Comes in: validated options. Goes out: the engine's own data set and encoder.
 """
@@ -9,6 +9,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+
+from engine import pixels
 from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.precision import load_for
@@ -47,3 +50,8 @@ def split_data(dataset: Dataset, split: SplitOptions) -> Dataset:
         how = "given" if (dataset.samples["split"] != "").any() else "grouped"
         log.info("split: %s", "as given in the data" if how == "given" else f"by group, seed {split.seed}")
     return apply_split(dataset, how, split.seed, split.fractions)
+
+
+def read_image(dataset: Dataset, row: int) -> Image.Image:
+    """Return a sample's original image, decoded (mode L or RGB); ImageError where it cannot be read."""
+    return pixels.decode(dataset.reader.read(str(dataset.samples["uri"].iloc[row])))

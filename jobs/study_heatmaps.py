@@ -24,7 +24,8 @@ from engine.encoder import Encoder
 from engine.keys import short_hash
 from jobs import config as configs
 from jobs import heatmap_choice, runs
-from jobs.heatmap_scoring import Drawn, Explain, Finding, Options, read_image, score_findings
+from jobs.heatmap_scoring import Drawn, Explain, Finding, Options, score_findings
+from jobs.opening import read_image
 from jobs.study_records import number
 from jobs.study_settings import Explained
 
@@ -111,14 +112,13 @@ def score(
         One row a finding and setting or null (`score_findings`); empty where nothing is annotated.
     """
     split = dataset.samples["split"].to_numpy()
-    everything = np.arange(len(dataset))
     if section.folds:
         fold_of = group_folds(dataset.groups, section.folds, section.seed, dataset.labels)
         rounds = [(np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)) for fold in range(section.folds)]
     else:
         rounds = [(np.flatnonzero(split == "test"), np.flatnonzero(split == "train"))]
-    scored_rows = np.concatenate([held_out for held_out, _ in rounds]) if section.folds else rounds[0][0]
-    chosen = choose_findings(dataset, np.intersect1d(everything, scored_rows), section.per_label, section.seed)
+    scored_rows = np.sort(np.concatenate([held_out for held_out, _ in rounds]))
+    chosen = choose_findings(dataset, scored_rows, section.per_label, section.seed)
     shown = set(choose_panels(chosen, section.panels, section.seed))
     explain = explain_with(section, settings[0].encoder)
     tables = []
@@ -128,7 +128,8 @@ def score(
         advance(next(scored_so_far), len(chosen))
 
     for fold, (held_out, rest) in enumerate(rounds):
-        findings = [finding for finding in chosen if finding.row in set(held_out.tolist())]
+        of_round = set(held_out.tolist())
+        findings = [finding for finding in chosen if finding.row in of_round]
         if not findings:
             continue
         explained = refit(fold, held_out) if section.folds else settings

@@ -21,7 +21,7 @@ from engine.dataset import Dataset
 from engine.keys import short_hash
 from jobs import config as configs
 from jobs import runs
-from jobs.study_heatmaps import read_image
+from jobs.opening import read_image
 from jobs.study_settings import Material, Setting
 
 THUMBNAIL_SIDE = 160

@@ -18,8 +18,7 @@ from engine.sources import open_dataset
 from jobs import cam as cam_job
 from jobs import cam_check, cam_sweep, cli, heatmap_choice
 from jobs.config import load_config
-from jobs.heatmap_scoring import read_image
-from jobs.opening import split_data
+from jobs.opening import read_image, split_data
 from tests import models
 
 PHANTOMS = "phantom:60?seed=3&size=128&enrich=0.2"
