@@ -12,30 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from analysis.finetuning import blending
 from engine.errors import UsageError
 from jobs import tuned_runs
-from jobs.config import JobConfig, path_or_url
 from jobs.finetune import MODEL_FOLDER
 from jobs.progress import Progress
 from jobs.runs import open_run
 
 
-class Config(JobConfig):
+class Config(tuned_runs.BlendOptions):
     """What `fluoro finetune average` needs."""
 
     tuned: list[Path] = Field(min_length=2, description="run folders of fluoro finetune, of one parent and data set")
     how: Literal["uniform", "greedy"] = Field("greedy", description="all of them, or those that validation agrees to")
-    by: str | None = Field(None, description="validation metric that chooses; the first run's own if empty")
-    cache: Path | str | None = Field(None, description="folder of the embedding cache; the first run's own if empty")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-
-    @field_validator("cache", mode="before")
-    @classmethod
-    def _url_or_path(cls, value: Any) -> Any:
-        return path_or_url(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -81,29 +72,35 @@ def run(
             chosen = [states[number] for number in members], [heads[number] for number in members]
             return blending.mean_weights(chosen[0]), blending.mean_head(chosen[1])
 
+        # By members: a greedy soup asks for some means before they are tabled, and may end as one of the runs.
+        validated: dict[tuple[int, ...], dict[str, float]] = {}
+
+        def validation(members: Sequence[int]) -> dict[str, float]:
+            if tuple(members) not in validated:
+                validated[tuple(members)] = blend.validation(*mean(members))
+            return validated[tuple(members)]
+
         with record.step("soups") as step:
-            alone = []
             for number in range(len(runs)):
-                alone.append(blend.validation(states[number], heads[number]))
+                validation([number])
                 progress("runs scored", number + 1, len(runs))
             greedy = blending.greedy_soup(
-                [blend.goodness(scores) for scores in alone],
-                lambda members: blend.goodness(blend.validation(*mean(members))),
+                [blend.goodness(validation([number])) for number in range(len(runs))],
+                lambda members: blend.goodness(validation(members)),
             )
             everything = list(range(len(runs)))
-            found = {tuned.folder.name: [number] for number, tuned in enumerate(runs)}
-            found |= {"uniform mean": everything, "greedy soup": greedy}
-            rows = []
-            for name, members in found.items():
-                state, head = mean(members)
-                val, test = blend.validation(state, head), blend.test(state, head)
-                row = {"what": name, "members": len(members), **_named("val", val), **_named("test", test)}
-                record.record("soup", **row)
-                rows.append(row)
+            soups_of = {"uniform mean": everything, "greedy soup": greedy}
+            found = {tuned.folder.name: [number] for number, tuned in enumerate(runs)} | soups_of
+            scored = {
+                name: blend.scored(*mean(members), validation=validation(members)) for name, members in found.items()
+            }
+            rows = [{"what": name, "members": len(found[name]), **each.row()} for name, each in scored.items()]
+            record.record_all([{"kind": "soup", **row} for row in rows])
             step.items = len(rows)
         soups = pd.DataFrame(rows)
         soups.to_csv(record.path("soup.csv"), index=False)
-        members = greedy if config.how == "greedy" else everything
+        asked = "greedy soup" if config.how == "greedy" else "uniform mean"
+        members = soups_of[asked]
         state, head = mean(members)
         names = tuple(runs[number].folder.name for number in members)
         card = {
@@ -111,8 +108,8 @@ def run(
             "how": config.how,
             "members": [runs[number].head.encoder_id for number in members],
             "chosen_by": blend.metric,
-            "validation": blend.validation(state, head),
-            "test": blend.test(state, head),
+            "validation": scored[asked].validation,
+            "test": scored[asked].test,
         }
         kind = f"The mean of {len(members)} fine-tuned image towers of one parent ({config.how} soup), by fluoroscope"
         tuned_runs.save(blend, state, head, record.path(MODEL_FOLDER), kind, card)
@@ -131,7 +128,3 @@ def _check_same_data(runs: Sequence[tuned_runs.TunedRun]) -> None:
                 )
     if len({tuned.folder.resolve() for tuned in runs}) != len(runs):
         raise UsageError("a run is named twice; name different ones")
-
-
-def _named(part: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{part}_{name}": value for name, value in scores.items()}

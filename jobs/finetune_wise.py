@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic import Field, field_validator
@@ -17,7 +16,6 @@ from pydantic import Field, field_validator
 from analysis.finetuning import blending
 from engine.errors import UsageError
 from jobs import tuned_runs
-from jobs.config import JobConfig, path_or_url
 from jobs.finetune import HEAD_FILE, MODEL_FOLDER
 from jobs.progress import Progress
 from jobs.runs import open_run
@@ -25,19 +23,11 @@ from jobs.runs import open_run
 SHARES = tuple(number / 10 for number in range(11))
 
 
-class Config(JobConfig):
+class Config(tuned_runs.BlendOptions):
     """What `fluoro finetune wise` needs."""
 
     tuned: Path = Field(description="run folder of fluoro finetune")
     share: list[float] = Field(list(SHARES), min_length=1, description="shares of the child: 0 the parent, 1 the child")
-    by: str | None = Field(None, description="validation metric that chooses; the run's own if empty")
-    cache: Path | str | None = Field(None, description="folder of the embedding cache; the run's own if empty")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-
-    @field_validator("cache", mode="before")
-    @classmethod
-    def _url_or_path(cls, value: Any) -> Any:
-        return path_or_url(value) if isinstance(value, str) else value
 
     @field_validator("share")
     @classmethod
@@ -92,16 +82,16 @@ def run(
             for number, share in enumerate(config.share):
                 state = blending.mean_weights([parent, child], [1 - share, share])
                 head = blending.mean_head([tuned.start, tuned.head], [1 - share, share])
-                val, test = blend.validation(state, head), blend.test(state, head)
-                row = {"share": share, **_named("val", val), **_named("test", test)}
+                scored = blend.scored(state, head)
+                row = {"share": share, **scored.row()}
                 record.record("interpolation", **row)
                 rows.append(row)
-                if best is None or blend.goodness(val) > best[0]:
-                    best = (blend.goodness(val), share, val, test)
+                if best is None or blend.goodness(scored.validation) > best[0]:
+                    best = (blend.goodness(scored.validation), share, scored)
                 progress("points from parent to child", number + 1, len(config.share))
             step.items = len(rows)
         assert best is not None
-        share, val, test = best[1:]
+        _, share, scored = best
         curve = pd.DataFrame(rows).assign(chosen=[row["share"] == share for row in rows])
         curve.to_csv(record.path("curve.csv"), index=False)
         card = {
@@ -110,8 +100,8 @@ def run(
             "share_of_child": share,
             "child": tuned.head.encoder_id,
             "chosen_by": blend.metric,
-            "validation": val,
-            "test": test,
+            "validation": scored.validation,
+            "test": scored.test,
         }
         state = blending.mean_weights([parent, child], [1 - share, share])
         head = blending.mean_head([tuned.start, tuned.head], [1 - share, share])
@@ -119,7 +109,3 @@ def run(
         tuned_runs.save(blend, state, head, record.path(MODEL_FOLDER), kind, card)
         record.note(head=str(Path(MODEL_FOLDER) / HEAD_FILE))
     return Result(record.folder, curve, share)
-
-
-def _named(part: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{part}_{name}": value for name, value in scores.items()}

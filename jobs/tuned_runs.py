@@ -9,7 +9,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
 
 from analysis import finetuning
 from analysis.finetuning import blending
@@ -19,12 +21,37 @@ from engine.cache import Cache
 from engine.encoder import Encoder, load_encoder
 from engine.errors import ModelError, UsageError
 from jobs import finetune, measuring, model_card, study_settings, tuning_rows
-from jobs.config import load_config
+from jobs.config import JobConfig, load_config, path_or_url
 from jobs.plain import plain
 from jobs.progress import Progress
 from jobs.runs import CONFIG_FILE, Run
 
 HIGHER_IS_BETTER = finetuning.MONITORS
+
+
+class BlendOptions(JobConfig):
+    """Fields shared by the verbs that blend finished runs."""
+
+    by: str | None = Field(None, description="validation metric that chooses; the (first) run's own if empty")
+    cache: Path | str | None = Field(None, description="folder of the embedding cache; the (first) run's own if empty")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _url_or_path(cls, value: Any) -> Any:
+        return path_or_url(value) if isinstance(value, str) else value
+
+
+class Scored(NamedTuple):
+    """What some weights score on validation and on test, by metric."""
+
+    validation: dict[str, float]
+    test: dict[str, float]
+
+    def row(self) -> dict[str, float]:
+        """Return all scores under the names of their split and metric, for a table."""
+        return {f"{split}_{name}": value for split, scores in (("val", self.validation), ("test", self.test))
+                for name, value in scores.items()}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,9 +113,12 @@ class Blend:
         """Return scores on the val split."""
         return self.scorer.scores(state, head, self.material.rows("val"))
 
-    def test(self, state: blending.Weights, head: LinearHead) -> dict[str, float]:
-        """Return scores on the test split."""
-        return self.scorer.scores(state, head, self.material.rows("test"))
+    def scored(
+        self, state: blending.Weights, head: LinearHead, validation: dict[str, float] | None = None
+    ) -> Scored:
+        """Return scores on both splits; those on validation are taken over where they are known."""
+        known = self.validation(state, head) if validation is None else validation
+        return Scored(known, self.scorer.scores(state, head, self.material.rows("test")))
 
     def goodness(self, scores: dict[str, float]) -> float:
         """Return the choosing metric, signed so that more is better."""
