@@ -88,20 +88,21 @@ def report_sections(record: run_record.RunRecord, shareable: bool = False) -> li
     """Return the sections of a run's page in reading order; those without content are left out."""
     colours = setting_colours(record)
     sections: list[Section | None] = [meaning.meaning_section(record)]
-    announced = plain.plain_sections(record)
-    sections += announced.pop("first", [])
+    announced = plain.plain_tables(record)
+    plainly = plain.plain_sections(announced, record.protocols)
+    sections += plainly.pop("first", [])
     for place, protocol in enumerate(sorted(record.protocols, key=lambda name: name != "sound")):
-        sections += protocol_sections(record, protocol, colours, first=place == 0)
+        sections += protocol_sections(record, protocol, colours, announced, first=place == 0)
     sections += [_panels(record, shareable), _neighbours(record, shareable), _map(record, shareable)]
-    sections += announced.pop("questions", [])
+    sections += plainly.pop("questions", [])
     # Where tables on the data are announced, the sentences stand beside them.
     told = "data" in plain.told_beside_tables(record)
     said = None if told else _said(record, "data")
     split = questions.split_table(record.rows("split"))
     sections.append(Section("split", "The split", "Data and model", "", [split, said]))
-    sections += announced.pop("data", [])
+    sections += plainly.pop("data", [])
     sections.append(cost_section(record))
-    sections += announced.pop("account", [])
+    sections += plainly.pop("account", [])
     sections.append(provenance_section(record))
     return tidy(sections, shareable)
 

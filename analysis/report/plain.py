@@ -8,6 +8,7 @@ section that is not known here stands under "Further questions", so a new questi
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -109,29 +110,36 @@ def plain_tables(record: run_record.RunRecord) -> list[dict[str, Any]]:
     return found
 
 
-def plain_sections(record: run_record.RunRecord) -> dict[str, list[Section]]:
-    """Return the announced tables as sections, by part of the page ("first", "questions", "data", "account").
+def plain_sections(announced: Sequence[dict[str, Any]], protocols: Sequence[str]) -> dict[str, list[Section]]:
+    """Return announced tables as sections, by part of the page ("first", "questions", "data", "account").
 
     Those of a protocol's own section are left to it (`blocks_of`).
+
+    Parameters
+    ----------
+    announced : sequence of dict
+        Of `plain_tables`.
+    protocols : sequence of str
+        The run's; titles name theirs where there are several.
     """
-    shown = [part for part in plain_tables(record) if part["home"] not in OF_A_PROTOCOL]
+    shown = [part for part in announced if part["home"] not in OF_A_PROTOCOL]
     parts: dict[str, list[Section]] = {}
     for name in dict.fromkeys(part["home"] for part in shown):
         place = _place(name)
         blocks: list[Any] = []
         for part in shown:
             if part["home"] == name:
-                title = part["title"] if len(record.protocols) > 1 else _without_protocol(part)
+                title = part["title"] if len(protocols) > 1 else _without_protocol(part)
                 blocks += [Sentences(part["sentences"]), *_shown(title, part["table"])]
         anchor = "told-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
         parts.setdefault(place.part, []).append(Section(anchor, place.title, place.group, place.lead, blocks))
     return parts
 
 
-def blocks_of(record: run_record.RunRecord, section: str, protocol: str, first: bool) -> list[Any]:
+def blocks_of(announced: Sequence[dict[str, Any]], section: str, protocol: str, first: bool) -> list[Any]:
     """Return the announced tables of a protocol's section; those of no protocol go to the ``first`` one shown."""
     blocks: list[Any] = []
-    for part in plain_tables(record):
+    for part in announced:
         if part["home"] == section and (part["protocol"] == protocol or (first and not part["protocol"])):
             # The section tells its own sentences itself.
             said = [Sentences(part["sentences"])] if part["section"] != section else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -58,6 +59,8 @@ class Part:
     protocol : str
     colours : dict
         Of each setting.
+    announced : sequence of dict
+        The run's announced tables (`analysis.report.plain.plain_tables`).
     first : bool
         Whether it is the page's first protocol, which shows what belongs to none.
     """
@@ -65,6 +68,7 @@ class Part:
     record: run_record.RunRecord
     protocol: str
     colours: dict[str, str]
+    announced: Sequence[dict[str, Any]]
     first: bool
 
     def rows(self, kind: str) -> pd.DataFrame:
@@ -85,7 +89,7 @@ class Part:
     def section(self, anchor: str, title: str, lead: str, blocks: Sequence[object]) -> Section:
         """Return a section of the protocol."""
         group = f"Protocol: {self.protocol}"
-        announced = plain.blocks_of(self.record, anchor, self.protocol, self.first)
+        announced = plain.blocks_of(self.announced, anchor, self.protocol, self.first)
         return Section(f"{anchor}-{self.protocol}", title, group, lead, [*blocks, *announced])
 
     @property
@@ -96,10 +100,14 @@ class Part:
 
 
 def protocol_sections(
-    record: run_record.RunRecord, protocol: str, colours: dict[str, str], first: bool
+    record: run_record.RunRecord,
+    protocol: str,
+    colours: dict[str, str],
+    announced: Sequence[dict[str, Any]],
+    first: bool,
 ) -> list[Section]:
-    """Return what the page shows of one protocol, in reading order."""
-    part = Part(record, protocol, colours, first)
+    """Return what the page shows of one protocol, in reading order; see `Part`."""
+    part = Part(record, protocol, colours, announced, first)
     return [
         settings_section(part),
         labels_section(part),
