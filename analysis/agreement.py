@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import percentile_ends, resample_counts
+from analysis.bootstrap import group_sums, percentile_ends, resample_counts
 from analysis.metrics import check_truth, divide
 from analysis.sentences import figure
 from engine.errors import DataError
@@ -59,8 +59,7 @@ def label_agreement(
         first, second = first[known], second[known]
         cells = np.stack([first & second, first & ~second, ~first & second, ~first & ~second], axis=2)
         codes, counts = resample_counts(np.asarray(groups)[known], replicates, seed)
-        sums = np.zeros((counts.shape[1], *cells.shape[1:]))
-        np.add.at(sums, codes, cells)
+        sums = group_sums(cells, codes, counts.shape[1])
         whole = cells.sum(axis=0)
         kappa = _kappa(whole.astype(np.float64))
         drawn = _kappa(np.tensordot(counts, sums, axes=1))

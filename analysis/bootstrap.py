@@ -356,16 +356,20 @@ def clustered_bootstrap(
         raise DataError(f"statistics of shape {values.shape} for {len(groups)} groups; expected (samples, statistics)")
     codes, counts = resample_counts(groups, replicates, seed)
     defined = ~np.isnan(values)
-    group_count, columns = counts.shape[1], values.shape[1]
-    sums, numbers = np.zeros((group_count, columns)), np.zeros((group_count, columns))
-    np.add.at(sums, codes, np.where(defined, values, 0.0))
-    np.add.at(numbers, codes, defined)
+    sums, numbers = (group_sums(each, codes, counts.shape[1]) for each in (np.where(defined, values, 0.0), defined))
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (counts @ sums) / (counts @ numbers)
         value = sums.sum(axis=0) / numbers.sum(axis=0)
     low, high = percentile_ends(means, level, axis=0)
     alone = (numbers > 0).sum(axis=0) < 2
     return MeanIntervals(value, np.where(alone, np.nan, low), np.where(alone, np.nan, high), means)
+
+
+def group_sums(values: np.ndarray, codes: np.ndarray, group_count: int) -> np.ndarray:
+    """Return the sums over each group's rows, (groups, ...) float64, of values (n, ...) and group codes (n,)."""
+    sums = np.zeros((group_count, *values.shape[1:]))
+    np.add.at(sums, codes, values)
+    return sums
 
 
 def percentile_ends(replicates: np.ndarray, level: float, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -26,9 +26,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import Bootstrap, bootstrap_metrics, group_codes, percentile_ends, resample_counts
+from analysis.bootstrap import (
+    Bootstrap,
+    bootstrap_metrics,
+    group_codes,
+    group_sums,
+    percentile_ends,
+    resample_counts,
+)
 from analysis.comparison import paired_differences
-from analysis.metrics import Prediction, check_decisions, check_truth
+from analysis.metrics import Prediction, check_decisions, check_truth, divide
 from analysis.nulls import permuted_metrics
 from engine.errors import DataError, UsageError
 
@@ -100,7 +107,7 @@ def over_prediction(
     rows = []
     for (setting, family), given in decisions.items():
         said, said_drawn = _rates(check_decisions(truth, given), codes, counts, images)
-        ratio, ratio_drawn = _quotient(said, true), _quotient(said_drawn, true_drawn)
+        ratio, ratio_drawn = divide(said, true, np.nan), divide(said_drawn, true_drawn, np.nan)
         ratio_ends = percentile_ends(ratio_drawn, level, axis=0)
         excess_ends = percentile_ends(said_drawn - true_drawn, level, axis=0)
         for place, label in enumerate([None, *label_names]):
@@ -229,13 +236,7 @@ def _rates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rate of each column, all together first, (1 + L,), and under each resample, (R, 1 + L)."""
     table = np.column_stack([values.sum(axis=1), values]).astype(np.float64)
-    sums = np.zeros((len(images), table.shape[1]))
-    np.add.at(sums, codes, table)
-    return table.mean(axis=0), (counts @ sums) / (counts @ images)[:, None]
-
-
-def _quotient(said: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return np.divide(said, true, out=np.full(np.broadcast(said, true).shape, np.nan), where=true > 0)
+    return table.mean(axis=0), (counts @ group_sums(table, codes, len(images))) / (counts @ images)[:, None]
 
 
 def _verdict(low: float, high: float) -> str:

@@ -113,9 +113,7 @@ class Blend:
         """Return scores on the val split."""
         return self.scorer.scores(state, head, self.material.rows("val"))
 
-    def scored(
-        self, state: blending.Weights, head: LinearHead, validation: dict[str, float] | None = None
-    ) -> Scored:
+    def scored(self, state: blending.Weights, head: LinearHead, validation: dict[str, float] | None = None) -> Scored:
         """Return scores on both splits; those on validation are taken over where they are known."""
         known = self.validation(state, head) if validation is None else validation
         return Scored(known, self.scorer.scores(state, head, self.material.rows("test")))
