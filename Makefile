@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
 # Test files beside one another; each takes one core and up to 2 GB.
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 CACHE ?= runs/cache
 
 .DEFAULT_GOAL := help
@@ -39,10 +40,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
+	$(PYTEST) -m 'not slow'
 
 stress: $(STAMP)
-	$(BIN)/python -m pytest -m slow --numprocesses $(JOBS) --dist loadfile
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(CACHE) build .pytest_cache .mypy_cache .ruff_cache *.egg-info

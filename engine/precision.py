@@ -10,8 +10,6 @@ samples are computed in float32 too, and a precision whose embeddings lie elsewh
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -27,7 +25,7 @@ from engine.dataset import Dataset
 from engine.encoder import Encoder, choose_device, load_encoder
 from engine.errors import ImageError, UsageError
 from engine.features import normalized
-from engine.machine import instruction_sets
+from engine.machine import best_seconds, instruction_sets
 from engine.model_files import ModelFiles, resolve_model
 
 log = logging.getLogger(__name__)
@@ -52,7 +50,7 @@ def has_fast_bfloat16() -> bool:
     """Tell whether this processor multiplies bfloat16 natively (AMX, AVX512-BF16 or Arm's BF16), and faster for it.
 
     Having the instructions is not enough: without AMX, some processors run them at float32's rate or below it. So a
-    product of a tower's size is timed in both, 50 ms in all; where bfloat16 gains, it gains several times the margin.
+    product of a tower's size is timed in both, once a process; where bfloat16 gains, it gains several times the margin.
     """
     if not {"amx_bf16", "avx512_bf16", "bf16"} & set(instruction_sets()):
         return False
@@ -62,12 +60,7 @@ def has_fast_bfloat16() -> bool:
 def _seconds_of_product(dtype: torch.dtype) -> float:
     """Return the least of some times that a layer of 1,600 tokens takes, a batch of 32 in a ViT-B/32."""
     tokens, weights = torch.ones(1600, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype)
-    least = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.nn.functional.linear(tokens, weights)
-        least = min(least, time.perf_counter() - start)
-    return least
+    return best_seconds(lambda: torch.nn.functional.linear(tokens, weights), 0.02)
 
 
 def cached_precision(cache: Any, files: ModelFiles, preferred: Sequence[str]) -> str | None:

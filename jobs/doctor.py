@@ -392,14 +392,13 @@ def _faiss_beside_product(faiss: Any, rows: int = 16384, queries: int = 256, dim
     """Return how many times as long FAISS's exact search takes as the bare product of the same size by torch."""
     import torch
 
-    from engine.index.products import best_seconds
 
     generator = torch.Generator().manual_seed(0)
     vectors, asked = torch.randn((rows, dim), generator=generator), torch.randn((queries, dim), generator=generator)
     index = faiss.IndexFlatIP(dim)
     index.add(vectors.numpy())
-    search = best_seconds(lambda: index.search(asked.numpy(), 10), 0.05)
-    return search / best_seconds(lambda: vectors @ asked.T, 0.05)
+    search = machine.best_seconds(lambda: index.search(asked.numpy(), 10), 0.05)
+    return search / machine.best_seconds(lambda: vectors @ asked.T, 0.05)
 
 
 def _gpu_search_problem(faiss: Any, vectors: np.ndarray, truth: np.ndarray) -> str:

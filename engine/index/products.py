@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,7 +114,7 @@ def timed_rate(way: Way, least_seconds: float = 0.04) -> float:
 
     def work() -> float:
         out = torch.empty((TIMED_ROWS, TIMED_QUERIES), device=way.device)
-        return best_seconds(lambda: way.multiply(rows, queries, out), least_seconds)
+        return machine.best_seconds(lambda: way.multiply(rows, queries, out), least_seconds)
 
     most = usable_threads() if way.device == "cpu" else 1
     return sum(2.0 * TIMED_ROWS * TIMED_QUERIES * TIMED_DIM / seconds for seconds in on_every_core(work, most))
@@ -127,7 +126,7 @@ def _timed_scan(least_seconds: float = 0.02) -> float:
     query = torch.ones((TIMED_DIM, 1))
 
     def work() -> float:
-        return best_seconds(lambda: rows.to(torch.float32).mul_(0.5) @ query, least_seconds)
+        return machine.best_seconds(lambda: rows.to(torch.float32).mul_(0.5) @ query, least_seconds)
 
     return sum(SCAN_SHARE * rows.numel() / seconds for seconds in on_every_core(work, usable_threads()))
 
@@ -171,14 +170,3 @@ def on_every_core(work: Callable[[], Result], most: int) -> list[Result]:
 def _libraries() -> ThreadpoolController:
     """Return the libraries with threads of their own; looking for them takes milliseconds, so once."""
     return ThreadpoolController()
-
-
-def best_seconds(run: Callable[[], object], least_seconds: float) -> float:
-    """Return the shortest time that something took, after a first time, in rounds of at least so many seconds."""
-    run()
-    best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < least_seconds:
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
