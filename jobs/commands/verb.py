@@ -47,6 +47,12 @@ class VerbCommand(click.Command):
         arguments = [context.params.get(str(item.name)) for item in self.params if isinstance(item, click.Argument)]
         run = context.params.get("out")
         if context.params.get("resume") and run and not any(arguments) and not context.params.get("config_file"):
+            if not (run / "config.yaml").is_file():
+                raise click.UsageError(
+                    f"there is no run to go on with in {str(run)!r}: it has no config.yaml; name the run's folder with "
+                    "--out, or begin one with its arguments",
+                    context,
+                )
             context.params["config_file"] = str(run / "config.yaml")
         if not context.params.get("config_file") and not context.params.get("overrides"):
             for parameter in self.params:

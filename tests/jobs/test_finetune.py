@@ -278,6 +278,13 @@ def test_blending_names_what_is_wrong(place: Path, model: str, tuned: Path) -> N
 # -- What is refused ---------------------------------------------------------------------------------------------------
 
 
+def test_resume_of_a_folder_without_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = str(tmp_path / "nothing")
+    assert cli.run(["finetune", "--resume", "--out", nothing]) == 2
+    said = capsys.readouterr().err
+    assert "no run to go on with" in said and nothing in said and "--out" in said
+
+
 def test_precision_and_resume_are_refused_before_the_work(place: Path, model: str) -> None:
     with pytest.raises(UsageError, match="--autocast bf16"):
         run(place, model, "rounded", precision="bf16")
