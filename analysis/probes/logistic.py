@@ -143,7 +143,7 @@ def solve_logistic(
     max_iter : int
         Newton iterations a problem, in float32 and once more in float64.
     memory : int
-        Bytes of working memory, beyond two copies of the features and the result; a tile holds one problem at least.
+        Bytes of working memory, beyond four copies of the features and the result; a tile holds one problem at least.
     precision : "auto" | "float64"
         "auto" starts in float32.
 
@@ -202,6 +202,7 @@ class _Sweep:
         chains = self.trained.nonzero()[:, 0]
         dtype = torch.float64 if precision == "float64" or not self._suits_float32() else torch.float32
         u = self.rotation.u.to(dtype)
+        across = u.T.contiguous()
         cores = torch.get_num_threads() if u.device.type == "cpu" else 1
         cores = max(1, min(cores, len(chains) // _FEWEST_A_CORE))
         # Rare labels take longest: they go first, and each core gets as many of them.
@@ -210,7 +211,7 @@ class _Sweep:
         width = tile_width(n, r, dtype.itemsize, memory // cores)
         turns = zip_longest(*(part.split(width) for part in dealt))
         tiles = [tile for turn in turns for tile in turn if tile is not None]
-        each_on_a_core(lambda tile: self._solve_tile(u, tile, dtype), tiles, cores)
+        each_on_a_core(lambda tile: self._solve_tile(u, across, tile, dtype), tiles, cores)
         most = min(tile_width(n, r, 8, memory // cores), max(1, _JUDGED_AT_ONCE // max(1, n)))
         each_on_a_core(self._judge, chains.split(max(1, most // len(self.grid))), cores)
         levels = torch.arange(len(self.grid), device=u.device)
@@ -240,12 +241,12 @@ class _Sweep:
         offset = None if self.offset is None else self.offset.T[self.label[chains]].to(dtype)
         return sign, weight, offset
 
-    def _solve_tile(self, u: Tensor, chains: Tensor, dtype: torch.dtype) -> None:
+    def _solve_tile(self, u: Tensor, across: Tensor, chains: Tensor, dtype: torch.dtype) -> None:
         sign, weight, offset = self._rows(chains, dtype)
         grid = self.c.to(dtype).repeat(len(chains), 1)
         width = min(len(chains), _WIDTH) if u.device.type == "cpu" else len(chains)
         solver = newton.ChainSolver(
-            u, newton.Chains(sign, weight, grid, offset), Preconditioner(u, len(chains), width),
+            u, across, newton.Chains(sign, weight, grid, offset), Preconditioner(u),
             tol=_AIM * self.tol, max_iter=self.max_iter, stuck=_STUCK[dtype], width=width,
         )  # fmt: skip
         share = (weight * (sign > 0)).sum(1) / weight.sum(1)
@@ -278,9 +279,9 @@ class _Sweep:
         u = self.rotation.u
         sign, weight, offset = self._rows(chains, torch.float64)
         problems = newton.Chains(sign, weight, self.c[levels][:, None], offset)
-        inverses = Preconditioner(u, len(chains), len(chains))
+        inverses = Preconditioner(u)
         solver = newton.ChainSolver(
-            u, problems, inverses, tol=self.tol, max_iter=self.max_iter, stuck=_STUCK[torch.float64]
+            u, u.T.contiguous(), problems, inverses, tol=self.tol, max_iter=self.max_iter, stuck=_STUCK[torch.float64]
         )
         found = solver.solve(self.out.weight[chains, levels], self.out.bias[chains, levels])
         for name in ("weight", "bias", "objective", "gap", "converged"):

@@ -131,6 +131,8 @@ class ChainSolver:
     ----------
     u : Tensor, (n, r)
         Features rotated into the eigenbasis of their Gram matrix.
+    across : Tensor, (r, n)
+        The same, transposed in memory: a quarter faster to multiply by than a transposed view.
     chains : Chains
     preconditioner : Preconditioner
     tol : float
@@ -146,6 +148,7 @@ class ChainSolver:
     def __init__(
         self,
         u: Tensor,
+        across: Tensor,
         chains: Chains,
         preconditioner: Preconditioner,
         *,
@@ -154,7 +157,7 @@ class ChainSolver:
         stuck: int,
         width: int | None = None,
     ) -> None:
-        self.u, self.chains, self.preconditioner = u, chains, preconditioner
+        self.u, self.across, self.chains, self.preconditioner = u, across, chains, preconditioner
         self.tol, self.max_iter, self.stuck = tol, max_iter, stuck
         self.tiny = torch.finfo(u.dtype).tiny
         self.width = len(chains.sign) if width is None else min(width, len(chains.sign))
@@ -199,7 +202,7 @@ class ChainSolver:
         new = torch.arange(self.entered, self.entered + len(which), device=which.device)
         self.entered += len(which)
         weight, bias = (each[new] for each in self.start)
-        logits = torch.addmm(bias[:, None], weight, self.u.T)
+        logits = torch.addmm(bias[:, None], weight, self.across)
         if chains.offset is not None:
             logits += chains.offset[new]
         state.chain[which], state.c[which] = new, chains.c_grid[new, 0]
@@ -230,7 +233,7 @@ class ChainSolver:
         The logits (P, n) are those with the intercept following the direction; by how much it falls comes third (P,).
         """
         state = self.state
-        moved = state.direction @ self.u.T
+        moved = state.direction @ self.across
         asked = state.curvature * moved
         mean = asked.sum(1) / state.total
         asked.addcmul_(state.curvature, mean[:, None], value=-1)

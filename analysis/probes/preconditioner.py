@@ -22,18 +22,12 @@ class Preconditioner:
     ----------
     u : Tensor, (n, r)
         Rotated features.
-    count : int
-        Number of problems.
-    room : int
-        Most problems that may have an inverse (r, r) of their own.
     """
 
-    def __init__(self, u: Tensor, count: int, room: int) -> None:
-        self.u, self.room = u, room
+    def __init__(self, u: Tensor) -> None:
+        self.u = u
         self.spectrum = u.square().mean(0)
-        self.slot = torch.full((count,), -1, dtype=torch.int64, device=u.device)
-        self.taken = 0
-        self.inverses = u.new_zeros(0, u.shape[1], u.shape[1])
+        self.inverses: dict[int, Tensor] = {}  # (r, r), by problem
 
     def cost(self) -> float:
         """Return what an inverse costs, in iterations of conjugate gradients over all rows."""
@@ -43,49 +37,31 @@ class Preconditioner:
     def apply(self, problem: Tensor, total: Tensor, vectors: Tensor) -> Tensor:
         """Return the approximate inverse Hessian of each problem (P,) times its vector (P, r), total curvature (P,)."""
         found = vectors / torch.addcmul(torch.ones_like(vectors), total[:, None], self.spectrum)
-        slot = self.slot[problem]
-        own = (slot >= 0).nonzero()[:, 0]
-        if len(own):
-            # In the order of the inverses, so that they are read in place and not gathered.
-            # As rows, since the inverses are symmetric: one row times a matrix is several times faster than the column.
-            placed = vectors.new_zeros(self.taken, 1, vectors.shape[1])
-            placed[slot[own], 0] = vectors[own]
-            found[own] = torch.bmm(placed, self.inverses[: self.taken])[slot[own], 0]
+        if self.inverses:
+            for row, one in enumerate(problem.tolist()):
+                if one in self.inverses:
+                    torch.mv(self.inverses[one], vectors[row], out=found[row])
         return found
 
     def renew(self, problem: Tensor, curvature: Tensor) -> None:
-        """Give problems (Q,) an inverse from their curvature (Q, n), as far as there is room."""
-        new = problem[self.slot[problem] < 0][: self.room - self.taken]
-        if len(new):
-            self.slot[new] = torch.arange(len(new), device=new.device) + self.taken
-            self.taken += len(new)
-            if self.taken > len(self.inverses):
-                size = min(self.room, max(self.taken, 2 * len(self.inverses)))
-                more = self.inverses.new_zeros(size - len(self.inverses), *self.inverses.shape[1:])
-                self.inverses = torch.cat([self.inverses, more])
-        rows = min(len(self.u), ROWS_PER_DIMENSION * self.u.shape[1])
-        most, place = curvature.topk(rows, dim=1, sorted=False)
-        rest = (curvature.sum(1) - most.sum(1)).clamp(min=0)
-        for row, slot in enumerate(self.slot[problem].tolist()):
-            if slot >= 0:
-                self.inverses[slot] = self._inverse(most[row], place[row], rest[row])
+        """Give problems (Q,) an inverse from their curvature (Q, n)."""
+        for row, one in enumerate(problem.tolist()):
+            self.inverses[one] = self._inverse(curvature[row])
 
     def release(self, problem: Tensor) -> None:
-        """Free the inverses of problems that are solved; the last ones move into the gaps, so none is read idly."""
-        for slot in sorted((value for value in self.slot[problem].tolist() if value >= 0), reverse=True):
-            self.taken -= 1
-            if slot < self.taken:
-                self.inverses[slot] = self.inverses[self.taken]
-            self.slot[self.slot == slot] = -1
-            self.slot[self.slot == self.taken] = slot
+        """Free the inverses of problems that are solved."""
+        for one in problem.tolist():
+            self.inverses.pop(one, None)
 
-    def _inverse(self, curvature: Tensor, rows: Tensor, rest: Tensor) -> Tensor:
-        """Return the inverse of 1 + sum of the rows' curvature, without the intercept, + even curvature of the rest."""
-        root = curvature.sqrt()
+    def _inverse(self, curvature: Tensor) -> Tensor:
+        """Return the inverse of 1 + the Hessian of the rows of most curvature (n,) + even curvature of the rest."""
+        most, rows = curvature.topk(min(len(self.u), ROWS_PER_DIMENSION * self.u.shape[1]), sorted=False)
+        rest = (curvature.sum() - most.sum()).clamp(min=0)
+        root = most.sqrt()
         some = self.u[rows] * root[:, None]
         hessian = some.T @ some
         mean = root @ some
-        hessian -= torch.outer(mean, mean / curvature.sum().clamp(min=torch.finfo(mean.dtype).tiny))
+        hessian -= torch.outer(mean, mean / most.sum().clamp(min=torch.finfo(mean.dtype).tiny))
         hessian.diagonal().add_(1 + rest * self.spectrum)
         scale = hessian.diagonal().clamp(min=1).rsqrt()
         factor, failed = torch.linalg.cholesky_ex(hessian * scale[:, None] * scale)
