@@ -4,6 +4,7 @@ A URL such as ``s3://bucket/images``, ``http://host/images`` or ``zip://images::
 listings and sizes go out. Nothing here is used, and so no network, unless such a URL was given.
 
 Web servers know percent signs, not file names, so names below an ``http`` root are quoted when they are asked for.
+Many threads may read at once; where a file system has one stream or connection for all of its files, they take turns.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +36,10 @@ TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "
 # Errors that mean that the other side is not there at all, by name, since each file system brings classes of its own.
 GONE = {"ConnectionError", "TimeoutError", "ClientConnectionError", "HTTPClientError", "gaierror"}
 BUSY = (429, 500, 502, 503, 504)
+# File systems with one stream or connection for all of their files: of two threads that read at once, each would get
+# bytes of the other's file. (zip has one stream too, which Python's zipfile guards.)
+ONE_AT_A_TIME = {"tar", "libarchive", "ftp", "sftp", "ssh"}
+ARCHIVES = {"zip", "tar", "libarchive"}
 NO_SUCH_FILE = "no such file"
 
 
@@ -42,6 +49,14 @@ class FileInfo(NamedTuple):
     size: int | None
     mtime: int
     mark: int
+
+
+class Place(NamedTuple):
+    """Where a URL leads: the file system, the path in it, and what a thread holds while it asks that file system."""
+
+    system: Any
+    path: str
+    turn: AbstractContextManager[Any]
 
 
 def is_url(path: str) -> bool:
@@ -102,7 +117,7 @@ def read(
     DataError
         The other side cannot be reached at all, although it was asked again.
     """
-    system, path = _located(url, name)
+    system, path, turn = _located(url, name)
 
     def content() -> bytes:
         if start is not None:
@@ -113,7 +128,7 @@ def read(
         with system.open(path, "rb") as file:
             return _read_stream(file, most + 1)
 
-    found = bytes(_asked(url, content))
+    found = bytes(_asked(url, turn, content))
     if most is not None and len(found) > most:
         raise ImageError(f"the file has more than max_bytes={most} bytes")
     return found
@@ -141,16 +156,17 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 def info(url: str, name: str = "") -> FileInfo:
     """Return what the file system tells of a file; raises as `read` does."""
-    system, path = _located(url, name)
-    return _file_info(_asked(url, lambda: system.info(path)))
+    system, path, turn = _located(url, name)
+    return _file_info(_asked(url, turn, lambda: system.info(path)))
 
 
-def _located(url: str, name: str) -> tuple[Any, str]:
-    """Return the file system of a URL and the path in it of a name below."""
-    system, path = filesystem(url)
+def _located(url: str, name: str) -> Place:
+    """Return where a name below a URL is."""
+    place = filesystem(url)
     if not name:
-        return system, path
-    return system, (path.rstrip("/") + "/" if path else "") + (quote(name) if url.startswith(WEB) else name)
+        return place
+    folder = place.path.rstrip("/") + "/" if place.path else ""
+    return place._replace(path=folder + (quote(name) if url.startswith(WEB) else name))
 
 
 def list_files(root: str) -> dict[str, FileInfo]:
@@ -163,15 +179,16 @@ def list_files(root: str) -> dict[str, FileInfo]:
     UsageError, DataError
         There is nothing below the root, or it cannot be reached.
     """
-    system, path = filesystem(root)
+    system, path, turn = filesystem(root)
     if hasattr(system, "invalidate_cache"):
-        system.invalidate_cache()
+        with turn:
+            system.invalidate_cache()
 
     def found() -> dict[str, Any]:
         return dict(_pages(system, path)) if root.startswith(WEB) else system.find(path, detail=True)
 
     try:
-        entries = _asked(root, found)
+        entries = _asked(root, turn, found)
     except ImageError as error:
         raise UsageError(f"cannot list {root!r}: {error}") from error
     prefix = path.rstrip("/") + "/" if path.strip("/") else ""
@@ -193,11 +210,18 @@ def check_name(name: str, root: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _filesystem_of_process(url: str, process: int) -> tuple[Any, str]:
+def _filesystem_of_process(url: str, process: int) -> Place:
     import fsspec
 
+    protocols = {link.partition("://")[0] for link in url.split("::")}
+    alone = bool(protocols & ONE_AT_A_TIME)
     try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
+        # Who takes turns has a file system of its own: fsspec would share one among URLs, and each has its own lock.
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=alone)
+        if protocols & ARCHIVES:
+            # Reads the table of contents, before another thread could see half of it.
+            system.exists("")
+        return Place(system, path, threading.Lock() if alone else nullcontext())
     except ImportError as error:
         raise UsageError(f"cannot open {url!r}: {error}; install that package beside fluoroscope") from error
     except FileNotFoundError as error:
@@ -207,8 +231,11 @@ def _filesystem_of_process(url: str, process: int) -> tuple[Any, str]:
         raise UsageError(message) from error
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system of a URL and the path in it; one a process, because handles do not survive a fork."""
+def filesystem(url: str) -> Place:
+    """Return fsspec's file system of a URL and the path in it; one a process, because handles do not survive a fork.
+
+    Whoever asks it for anything holds the place's turn meanwhile.
+    """
     return _filesystem_of_process(url, os.getpid())
 
 
@@ -217,12 +244,13 @@ def forget_filesystems() -> None:
     _filesystem_of_process.cache_clear()
 
 
-def _asked(url: str, question: Callable[[], Result]) -> Result:
+def _asked(url: str, turn: AbstractContextManager[Any], question: Callable[[], Result]) -> Result:
     """Return an answer, asking again where the connection failed or the server was busy."""
     waits = list(PATIENCE)
     while True:
         try:
-            return question()
+            with turn:
+                return question()
         except ImageError:
             raise
         except Exception as error:  # each file system brings errors of its own

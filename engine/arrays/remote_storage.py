@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -26,14 +26,14 @@ from engine.arrays.array_format import DAMAGED, METADATA, STORE, ArrayFormat
 from engine.arrays.chunks import Chunks, RecentChunks
 from engine.arrays.durable import write_error
 from engine.errors import CacheError, DataError, ImageError
+from engine.remote_files import Place
 
 if TYPE_CHECKING:
     from engine.arrays.storage import NewFile
 
-ARCHIVES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
-IN_ARCHIVES = {"zip", "tar", "libarchive"}
+ARCHIVE_SUFFIXES = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 WEB = {"http", "https"}
-READ_ONLY = IN_ARCHIVES | WEB | {"github", "git", "gist", "jlab", "jupyter", "reference", "data"}
+READ_ONLY = remote_files.ARCHIVES | WEB | {"github", "git", "gist", "jlab", "jupyter", "reference", "data"}
 # What web servers answer that have no page for a folder: forbidden, not found, not allowed.
 NO_LISTING = (403, 404, 405)
 REQUESTS_AT_ONCE = 8
@@ -48,7 +48,7 @@ def is_archive(path: str) -> bool:
 
 
 def _archive_protocol(path: str) -> str | None:
-    return next((protocol for suffix, protocol in ARCHIVES.items() if path.lower().endswith(suffix)), None)
+    return next((protocol for suffix, protocol in ARCHIVE_SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
 
 def _chained(address: str) -> str:
@@ -56,7 +56,7 @@ def _chained(address: str) -> str:
     protocol, found, path = address.partition("://")
     if not found:
         return f"{_archive_protocol(address)}://::file://{Path(address).expanduser().absolute()}"
-    if protocol in IN_ARCHIVES and "::" not in address:
+    if protocol in remote_files.ARCHIVES and "::" not in address:
         return f"{protocol}://::file://{path}"
     return address
 
@@ -81,10 +81,8 @@ class RemoteStorage:
         self.address, self._url, self._top = address, _chained(address), ""
         protocols = {link.partition("://")[0] for link in self._url.split("::")}
         self.writable = not protocols & READ_ONLY
-        in_archive = bool(protocols & IN_ARCHIVES)
+        in_archive = bool(protocols & remote_files.ARCHIVES)
         self._is_web = bool(protocols & WEB) and not in_archive
-        # One stream behind all members of an archive; the libraries do not promise to share it among threads.
-        self._turn: AbstractContextManager[Any] = threading.Lock() if in_archive else nullcontext()
         self._made: set[str] = set()
         remote_files.filesystem(self._url)
         if in_archive:
@@ -99,10 +97,10 @@ class RemoteStorage:
         if STORE not in tops and len(tops) == 1 and self.exists(f"{tops[0]}/{STORE}/{METADATA}"):
             self._top = f"{tops[0]}/"
 
-    def _located(self, name: str) -> tuple[Any, str]:
-        system, root = remote_files.filesystem(self._url)
+    def _located(self, name: str) -> Place:
+        place = remote_files.filesystem(self._url)
         name = quote(self._top + name) if self._is_web else self._top + name
-        return system, f"{root.rstrip('/')}/{name}" if root.strip("/") else name
+        return place._replace(path=f"{place.path.rstrip('/')}/{name}" if place.path.strip("/") else name)
 
     def place(self, name: str) -> str:
         """See `Storage.place`."""
@@ -113,8 +111,7 @@ class RemoteStorage:
     def read(self, name: str) -> bytes:
         """See `Storage.read`."""
         try:
-            with self._turn:
-                return remote_files.read(self._url, self._top + name)
+            return remote_files.read(self._url, self._top + name)
         except (ImageError, DataError) as error:
             if str(error) == remote_files.NO_SUCH_FILE:
                 raise FileNotFoundError(self.place(name)) from None
@@ -146,9 +143,9 @@ class RemoteStorage:
         return found
 
     def _listed(self, folder: str) -> list[str]:
-        system, path = self._located(folder)
+        system, path, turn = self._located(folder)
         try:
-            with self._turn:
+            with turn:
                 found = system.ls(path.rstrip("/") + "/" if self._is_web else path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -213,14 +210,15 @@ class RemoteStorage:
         """See `Storage.put`; how durable a file is is the file system's affair."""
         self.check_writable()
         for name, parts in itertools.chain(itertools.chain.from_iterable(steps), lazily):
-            system, path = self._located(name)
+            system, path, turn = self._located(name)
             content = b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts)
             folder = path.rpartition("/")[0]
             try:
-                if folder not in self._made:
-                    system.makedirs(folder, exist_ok=True)
-                    self._made.add(folder)
-                system.pipe_file(path, content)
+                with turn:
+                    if folder not in self._made:
+                        system.makedirs(folder, exist_ok=True)
+                        self._made.add(folder)
+                    system.pipe_file(path, content)
             except Exception as error:  # each file system has its own
                 raise CacheError(
                     f"cannot write {len(content):,} bytes to {self.place(name)} ({type(error).__name__}: {error}); "
@@ -234,9 +232,10 @@ class RemoteStorage:
     def remove(self, name: str) -> None:
         """See `Storage.remove`."""
         self.check_writable()
-        system, path = self._located(name)
+        system, path, turn = self._located(name)
         try:
-            system.rm_file(path)
+            with turn:
+                system.rm_file(path)
         except FileNotFoundError:
             return
         except Exception as error:  # each file system has its own

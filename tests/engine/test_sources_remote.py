@@ -1,10 +1,13 @@
 """Data anywhere that fsspec opens: memory, archives and a web server of this machine."""
 
+import importlib
 import io
 import pickle
 import socket
 import subprocess
 import sys
+import tarfile
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -213,6 +216,90 @@ def test_archives__do_not_lead_out_of_themselves(tmp_path):
     assert outcomes["good.png"] == png(1)
     assert "leads out of the root" in outcomes["../evil.png"]
     assert outcomes["empty.png"] == "empty.png: the file is empty (0 bytes)"
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Threads take turns so often that what can happen between two steps does happen."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def write_archive(path, files: dict[str, bytes]) -> str:
+    """Write a .zip or .tar; return the URL of its inside."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return f"{path.suffix[1:]}://::file://{path}"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_archives__many_threads_at_once_each_get_their_own_files(tmp_path, hasty, kind):
+    rng = np.random.default_rng(0)
+    files = {f"a/{number:03d}.png": rng.bytes(20_000) for number in range(150)}
+    dataset = open_dataset(f"folder:{write_archive(tmp_path / f'x.{kind}', files)}")
+    names = [str(uri) for uri in dataset.samples["uri"]] * 6
+    with ThreadPoolExecutor(8) as pool:
+        wrong = [name for name, read in zip(names, pool.map(dataset.reader.read, names), strict=True)
+                 if read != files[name]]  # fmt: skip
+    assert sorted(set(names)) == sorted(files) and not wrong
+
+
+def test_archives__a_thread_never_sees_half_a_table_of_contents(tmp_path, monkeypatch):
+    url = write_archive(tmp_path / "x.zip", {"1.png": b"x", "2.png": b"yy"})
+    halfway, asked = threading.Event(), threading.Event()
+    members_of = zipfile.ZipFile.infolist
+
+    def slowly(archive):
+        first, second = members_of(archive)
+        yield first
+        halfway.set()
+        asked.wait(0.5)
+        yield second
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(remote_files.info, url, "2.png")
+        halfway.wait(10)
+        assert remote_files.info(url, "2.png").size == 2
+        asked.set()
+        assert other.result().size == 2
+
+
+@pytest.mark.parametrize("protocol", ["libarchive", "ftp", "sftp"])
+def test_one_connection__is_asked_by_one_thread_at_a_time(monkeypatch, protocol):
+    asking, overlapped = [], []
+
+    class OneConnection(fsspec.AbstractFileSystem):
+        def cat_file(self, path, start=None, end=None, **options):
+            overlapped.append(bool(asking))
+            asking.append(path)
+            threading.Event().wait(0.001)
+            asking.remove(path)
+            return path.encode()
+
+        def info(self, path, **options):
+            return {"name": path, "size": len(self.cat_file(path)), "type": "file"}
+
+    OneConnection.protocol = protocol
+    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, protocol, OneConnection)
+    reader = RemoteReader(f"{protocol}://host")
+    remote_files.forget_filesystems()
+    remote_files.filesystem(reader.root)
+    names = [f"{number:02d}.png" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        for name, read in zip(names, pool.map(reader.read, names), strict=True):
+            assert read.endswith(name.encode())
+    assert len(overlapped) >= 80 and not any(overlapped)
 
 
 def test_web__size_is_checked_where_the_server_does_not_tell_it(web):
