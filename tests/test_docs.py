@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.S | re.M)
 COMMENT = re.compile(r"\s{2,}#.*$")
+INLINE = re.compile(r"(?<!`)`(fluoro [^`\n]+)`(?!`)")
 
 
 class Command(NamedTuple):
@@ -78,6 +80,23 @@ def test_every_command_is_spelled_as_the_command_line_wants_it(command: Command)
     # What is not given may stand in a config, or in the run that is gone on with.
     configured = any(context.params.get(name) for name in ("config_file", "overrides", "resume"))
     assert configured or all(context.params[str(parameter.name)] not in (None, ()) for parameter in asked)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_every_command__reaches_the_command_line_from_a_shell_as_it_is_written() -> None:
+    """As typed in bash, and in shells that refuse patterns which match nothing, as zsh does; tests split by shlex."""
+    inline = [line for page in PAGES for line in INLINE.findall(page.read_text())]
+    lines = sorted({command.line for command in ALL} | {verb.example for verb in VERBS.values()} | set(inline))
+    wrong = {}
+    for line in lines:
+        ran = subprocess.run(
+            ["bash", "-O", "failglob", "-c", f"words=({line}); printf '%s\\0' \"${{words[@]}}\""],
+            capture_output=True, text=True, env={"PATH": os.environ["PATH"], "HOME": "~"}, check=False,
+        )  # fmt: skip
+        words = ran.stdout.split("\0")[:-1]
+        if words != shlex.split(line):
+            wrong[line] = ran.stderr.strip() or words
+    assert not wrong, "put the words that a shell changes in single quotes"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -28,7 +28,8 @@ READERS = {
     "iu-xray": ("engine.sources.iu_xray", "open_iu_xray"),
     "phantom": ("engine.sources.phantoms", "open_phantoms"),
 }
-EXAMPLES = "folder:PATH, table:FILE.csv, tar:shard-{000..099}.tar, iu-xray:PATH, phantom:2000?seed=1"
+# In quotes what a shell would expand.
+EXAMPLES = "folder:PATH, table:FILE.csv, 'tar:shard-{000..099}.tar', iu-xray:PATH, 'phantom:2000?seed=1'"
 
 
 class Schema(NamedTuple):

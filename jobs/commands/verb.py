@@ -42,6 +42,15 @@ class VerbCommand(click.Command):
         self.path = path
         self.job = ("", "", "")
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Take the arguments; where there are too many, say what may have made many of one."""
+        context.allow_extra_args = True
+        super().parse_args(context, args)
+        if context.args and not context.resilient_parsing:
+            given = [value for item in self.params if isinstance(value := context.params.get(str(item.name)), str)]
+            raise click.UsageError(_too_many(given, context.args), context)
+        return context.args
+
     def invoke(self, context: click.Context) -> Any:
         """Ask for the arguments, unless a config file or --set may hold them, or a run that is gone on with."""
         arguments = [context.params.get(str(item.name)) for item in self.params if isinstance(item, click.Argument)]
@@ -63,6 +72,19 @@ class VerbCommand(click.Command):
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verb's example, unwrapped."""
         group.write_examples(formatter, [VERBS[self.path]])
+
+
+def _too_many(given: list[str], more: list[str]) -> str:
+    """Return what to say of further arguments: data sets of one kind are what a shell has made of a pattern."""
+    shown = " ".join(more[:3]) + (" ..." if len(more) > 3 else "")
+    kind, colon, _ = more[0].partition(":")
+    first = next((value for value in given if colon and value.startswith(kind + colon)), None)
+    if first is None:
+        return f"too many arguments: {shown}; a value with blanks needs quotes"
+    return (
+        f"got {len(more) + 1} data sets where one is wanted: {first} {shown}; the shell has made them of one pattern, "
+        f"so put that in quotes, such as '{kind}:shard-{{000..099}}.tar'"
+    )
 
 
 def verb(

@@ -158,6 +158,13 @@ def test_an_unknown_verb_without_a_near_one_points_to_the_list(capsys):
         (["doctor", "--set", "cache"], "is not of the form key=value"),
         (["study", "nowhere.yaml"], "config 'nowhere.yaml' does not exist"),
         (["report", "nowhere"], "nowhere"),
+        (["search", "folder:x", "--text", "a", "dog"], "too many arguments: dog; a value with blanks needs quotes"),
+        (
+            ["embed", *(f"tar:/data/{number:03d}.tar" for number in range(5)), "--model", "m"],
+            "got 5 data sets where one is wanted: tar:/data/000.tar tar:/data/001.tar tar:/data/002.tar "
+            "tar:/data/003.tar ...; the shell has made them of one pattern, so put that in quotes, such as "
+            "'tar:shard-{000..099}.tar'",
+        ),
     ],
 )
 def test_wrong_usage_is_status_2_and_one_message(arguments, said, capsys):
