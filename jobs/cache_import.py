@@ -28,7 +28,9 @@ class Config(CacheOptions):
     name: str | None = Field(None, description="name of the model that made them")
     description: str = Field("", description="what else makes them what they are: weights, precision, preprocessing")
     kind: Literal["both", "image", "text"] = Field("both", description="which embeddings")
-    root: Path | None = Field(None, description="folder that the images' paths are relative to")
+    root: str | Path | None = Field(
+        None, description="where the images are: folder or URL that their paths are relative to, or tar:PATTERN"
+    )
     column: str | None = Field(None, description="column of paths (or of captions, with kind text)")
     encoder_id: str | None = Field(None, description="the id of a model whose embeddings these are; needs model")
     model: str | None = Field(None, description="model that computes some rows again to compare them")
@@ -82,7 +84,7 @@ class Imported:
         if len(self.failures):
             yield (
                 "rows are found by the content of their image, so one whose image cannot be read has no place here: "
-                "name the images' folder with --root and run the same command again; what is there is not added twice"
+                "say with --root where the images are and run the same command again; what is there is not added twice"
             )
 
 

@@ -31,7 +31,7 @@ from engine.sources.patterns import expand_files
 from engine.sources.sample_columns import chosen_columns, joined_text, kept_rows, split_column, text_columns_of
 from engine.sources.schema import as_integer, as_mapping, as_names, dataset_name
 from engine.sources.tar_index import Member, Window, members_of
-from engine.sources.tar_reader import Shard, TarReader, forget_remote_tars, open_shard, uri_of
+from engine.sources.tar_reader import Shard, TarReader, forget_remote_tars, member_name, open_shard, uri_of
 from engine.splits import check_split
 from engine.tables import TEXT, constant_text, offer, place, text_of
 
@@ -267,7 +267,7 @@ def _add_image(sample: dict[str, str], uri: str, extension: str, noticed: Counte
     before = sample.get("image")
     if before is None:
         sample["image"] = uri
-    elif key_and_extension(before[before.index(":") + 1 : before.rindex("@")])[1] == extension:
+    elif key_and_extension(member_name(before))[1] == extension:
         sample["image"] = uri  # as tar itself has it: what was added later replaces what is there
         noticed["{} images occur more than once in their tar; the last one is taken"] += 1
     else:

@@ -45,6 +45,11 @@ def uri_of(shard: str, member: Member) -> str:
     return f"{shard}:{member.name}@{place}"
 
 
+def member_name(uri: str) -> str:
+    """Return the name that a member has in its tar."""
+    return uri[uri.index(":") + 1 : uri.rindex("@")]
+
+
 @dataclass(frozen=True)
 class TarReader:
     """Reads members of tars.

@@ -25,7 +25,7 @@ from engine.decoding import default_threads, ordered_map
 from engine.errors import DataError, ImageError, UsageError
 from engine.keys import KEY_BYTES, key_of_bytes, key_of_text, short_hash
 from engine.row_buffer import to_half
-from engine.sources.files import FileReader
+from engine.upkeep.imported_images import Images, ImagesBelow, ImagesInTars, open_images
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 METADATA_FOLDER = "metadata"
@@ -33,8 +33,6 @@ COLUMNS = {
     "image": ("image_path", "path", "image", "file", "filename", "uri", "key"),
     "text": ("caption", "text", "report"),
 }
-SUFFIXES = ("", ".jpg", ".png", ".webp", ".jpeg")
-SHARD_DIGITS = 5
 ROWS_AT_ONCE = 8192
 MOST_LISTED = 10_000
 Progress = Callable[[str, int, int], object]
@@ -89,15 +87,15 @@ class Source:
     dim : int
     column : str
         Of the tables: paths of images, or captions.
-    root : Path, optional
-        Folder that the images' paths are relative to.
+    images : Images
+        Gives the image that a row names.
     """
 
     kind: str
     pairs: list[Pair]
     dim: int
     column: str
-    root: Path | None = None
+    images: Images
 
     @property
     def rows(self) -> int:
@@ -121,7 +119,9 @@ class Source:
             if not value:
                 raise ImageError("the caption is blank")
             return value
-        return self._read(value)
+        if not value:
+            raise ImageError("the path is blank")
+        return self.images.read(value)
 
     def key(self, value: str) -> bytes | str:
         """Return the key of a path's image or of a caption, or why there is none."""
@@ -130,27 +130,6 @@ class Source:
         except ImageError as error:
             return str(error)
         return key_of_text(content) if isinstance(content, str) else key_of_bytes(content)
-
-    def _read(self, value: str) -> bytes:
-        if not value:
-            raise ImageError("the path is blank")
-        problem: ImageError | None = None
-        for reader, uri in self._places(value):
-            try:
-                return reader.read(uri)
-            except ImageError as error:
-                problem = problem or error
-        raise problem or ImageError(f"{value}: not found")
-
-    def _places(self, value: str) -> Iterator[tuple[FileReader, str]]:
-        """Yield where an image may be: its path, and img2dataset's ``<shard>/<key>.jpg`` for a bare key."""
-        reader = FileReader(str((self.root or Path("/" if value.startswith("/") else ".")).absolute()))
-        yield reader, value
-        if self.root is not None and value.startswith("/"):
-            yield FileReader("/"), value
-        if value.isdigit() and len(value) > SHARD_DIGITS:
-            for suffix in SUFFIXES[1:]:
-                yield reader, f"{value[:SHARD_DIGITS]}/{value}{suffix}"
 
 
 def imported_id(name: str, description: Mapping[str, Any]) -> str:
@@ -161,7 +140,7 @@ def imported_id(name: str, description: Mapping[str, Any]) -> str:
     return f"imported-{readable}-{short_hash(repr(sorted(description.items())))}"
 
 
-def find_source(folder: Path, kind: str, *, column: str | None = None, root: Path | None = None) -> Source | None:
+def find_source(folder: Path, kind: str, *, column: str | None = None, root: str | Path | None = None) -> Source | None:
     """Look at the files of one kind; None where the folder has none of it.
 
     Parameters
@@ -170,10 +149,13 @@ def find_source(folder: Path, kind: str, *, column: str | None = None, root: Pat
     kind : "image" or "text"
     column : str, optional
         Of paths or captions; the usual names unless given.
-    root : Path, optional
+    root : str or Path, optional
+        Where the images are, see `engine.upkeep.imported_images.open_images`.
 
     Raises
     ------
+    UsageError
+        No such root.
     DataError
         Files without a partner, of unequal lengths or dimensions, unreadable, or without the column.
     """
@@ -207,7 +189,12 @@ def find_source(folder: Path, kind: str, *, column: str | None = None, root: Pat
     if len(dims) > 1:
         said = ", ".join(f"{path} has {dim} numbers a row" for dim, path in dims.items())
         raise DataError(f"the files are not of one model: {said}")
-    return Source(kind, pairs, next(iter(dims)), _column(pairs[0].table, kind, column), root)
+    named = _column(pairs[0].table, kind, column)
+    images = open_images(root) if kind == "image" else ImagesBelow(None)
+    source = Source(kind, pairs, next(iter(dims)), named, images)
+    if isinstance(images, ImagesInTars):
+        images.check_rows(values for _, _, values, _ in source.blocks())
+    return source
 
 
 def import_rows(
@@ -244,7 +231,8 @@ def import_rows(
             first = done.failures[0]
             raise DataError(
                 f"of the first {len(values):,} rows of {pair.vectors} none can be taken in: {first[0]}: {first[1]}; "
-                "name the folder of the images with --root, or another column with --column"
+                "say with --root where the images are (a folder, or 'tar:PATTERN' for those in tars), or with --column "
+                "which other column names them"
             )
         if progress is not None:
             progress(f"import {source.kind} rows", done.rows, source.rows)

@@ -58,7 +58,10 @@ def compare_with(encoder: Any, source: Source, samples: int = SAMPLES) -> np.nda
             names.append(f"row {start + row} of {pair.vectors.name} ({values[row][:80]})")
         seen += len(values)
     if not names:
-        raise DataError(f"none of {len(wanted)} rows can be compared with {encoder.id}: {problem}; give --root DIR")
+        raise DataError(
+            f"none of {len(wanted)} rows can be compared with {encoder.id}: {problem}; say where the images are with "
+            "--root"
+        )
     theirs, ours = np.stack(given), np.stack(computed)
     lengths = np.linalg.norm(theirs, axis=1), np.linalg.norm(ours, axis=1)
     cosines = (theirs * ours).sum(axis=1) / np.maximum(lengths[0] * lengths[1], 1e-12)

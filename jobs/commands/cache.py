@@ -148,7 +148,7 @@ def export(**given: Any) -> dict[str, Any]:
 @options.cache
 @click.option("--name", metavar="NAME", help="Model that made them; they get an id imported-NAME-...")
 @click.option("--description", metavar="TEXT", help="What else makes them what they are; part of the id.")
-@click.option("--root", metavar="DIR", type=click.Path(path_type=Path), help="Folder that image paths are relative to.")
+@click.option("--root", metavar="ROOT", help="Folder or URL that image paths are relative to, or tar:PATTERN.")
 @click.option("--kind", type=click.Choice(["both", "image", "text"]), help="Which embeddings. [both]")
 @click.option("--column", metavar="COLUMN", help="Column of image paths (or captions). [the usual names]")
 @click.option("--encoder-id", metavar="ID", help="Store them as rows of this encoder; needs --model.")
@@ -156,7 +156,8 @@ def export(**given: Any) -> dict[str, Any]:
 def import_(**given: Any) -> dict[str, Any]:
     """Take in embeddings that others made: FOLDER as clip-retrieval or img2dataset leave it.
 
-    That is img_emb/ and text_emb/ (.npy) with metadata/ (.parquet), or .npy and .parquet files side by side. Rows are
+    That is img_emb/ and text_emb/ (.npy) with metadata/ (.parquet), or .npy and .parquet files side by side. Where the
+    images were embedded from webdataset tars, such as img2dataset's, ROOT is 'tar:DIR/{00000..00099}.tar'. Rows are
     stored by content, so the images are read and hashed; rows whose image cannot be read, that hold NaN or do not fit
     float16 are left out and listed (exit status 3). With --encoder-id, 32 rows are computed again by --model and must
     agree (cosine of 0.999 or more, the same length), else nothing is stored.

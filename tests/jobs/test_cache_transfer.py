@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 
 import faiss
@@ -204,6 +207,95 @@ def test_import__of_files_side_by_side_finds_img2datasets_images_by_key(tmp_path
     assert done.rows["added"].tolist() == [3]
     texts = imported(tmp_path / "cache", tmp_path / "theirs", name="m", kind="text")
     assert texts.rows["added"].tolist() == [2] and texts.failures["reason"].tolist() == ["the caption is blank"]
+
+
+def write_as_from_tars(folder: Path, images: Path, shards: int = 2, own_keys: bool = True) -> np.ndarray:
+    """Write the images as img2dataset does by default, and their embeddings as clip-retrieval does of such tars.
+
+    img2dataset 1.47: ``00000.tar`` and ``00000.parquet`` for each shard; keys of five digits for the shard and four
+    for the sample (older versions numbered the samples of each shard from 0 on: ``own_keys=False``); a sample is
+    KEY.png (``--encode_format png``), KEY.json and KEY.txt. clip-retrieval 2.45, ``--input_format webdataset
+    --enable_metadata``: ``image_path`` is the key, and the fields of the .json are further columns.
+    """
+    contents = [path.read_bytes() for path in sorted(images.iterdir())]
+    vectors = np.random.Generator(np.random.PCG64(2)).standard_normal((len(contents), 6)).astype("float16")
+    told = []
+    (folder / "shards").mkdir(parents=True)
+    for shard, rows in enumerate(np.array_split(np.arange(len(contents)), shards)):
+        metadata = []
+        with tarfile.open(folder / "shards" / f"{shard:05d}.tar", "w") as tar:
+            for number, row in enumerate(rows.tolist()):
+                key = f"{10_000 * shard * own_keys + number:09d}"
+                fields = {"caption": f"caption {row}", "url": f"http://host/{row}", "key": key, "status": "success"}
+                members = {"png": contents[row], "json": json.dumps(fields, indent=4).encode(), "txt": b"caption"}
+                for extension, content in members.items():
+                    entry = tarfile.TarInfo(f"{key}.{extension}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+                metadata.append(fields)
+                told.append({"image_path": key, **fields})
+        pd.DataFrame(metadata).to_parquet(folder / "shards" / f"{shard:05d}.parquet")
+    for name in ("img_emb", "metadata"):
+        (folder / "theirs" / name).mkdir(parents=True)
+    np.save(folder / "theirs" / "img_emb" / "img_emb_0.npy", vectors)
+    pd.DataFrame(told).to_parquet(folder / "theirs" / "metadata" / "metadata_0.parquet")
+    return vectors
+
+
+def test_import__finds_images_in_img2datasets_tars(tmp_path):
+    write_images(tmp_path / "images", range(11))
+    vectors = write_as_from_tars(tmp_path, tmp_path / "images", shards=3)
+    root = f"tar:{tmp_path}/shards/{{00000..00002}}.tar"
+    done = imported(tmp_path / "cache", tmp_path / "theirs", name="m", root=root)
+    assert done.rows.to_numpy().tolist() == [["image", 11, 11, 0, 0]] and not len(done.failures)
+    # The same images in a folder find them: rows are stored by content.
+    features = Cache(tmp_path / "cache").features(small_cache.reopened(tmp_path / "images"), done.encoder)
+    np.testing.assert_array_equal(features.values, vectors.astype(np.float32))
+
+
+def test_import__from_tars_lists_keys_that_are_in_none_or_in_several(tmp_path):
+    """An older img2dataset numbered the samples of each shard from 0 on: the key alone does not tell the image."""
+    write_images(tmp_path / "images", range(7))
+    vectors = write_as_from_tars(tmp_path, tmp_path / "images", own_keys=False)
+    # Only the fourth sample of the first tar, of four, has no namesake in the second, of three.
+    both, second = f"tar:{tmp_path}/shards", f"tar:{tmp_path}/shards/00001.tar"
+    done = imported(tmp_path / "cache", tmp_path / "theirs", name="m", root=both)
+    assert done.rows.to_numpy().tolist() == [["image", 7, 1, 0, 6]]
+    assert done.failures["reason"].str.contains("several rows have this key").sum() == 6
+    array = Cache(tmp_path / "cache").array("image", done.encoder)
+    np.testing.assert_array_equal(array.read_all(), vectors[3:4])
+    # Not the second tar's images for rows of the first either.
+    with pytest.raises(DataError, match=r"none can be taken in: .*several rows have this key"):
+        imported(tmp_path / "other", tmp_path / "theirs", name="m", root=second)
+
+    np.save(tmp_path / "theirs" / "img_emb" / "img_emb_0.npy", vectors[4:])
+    metadata = tmp_path / "theirs" / "metadata" / "metadata_0.parquet"
+    pd.read_parquet(metadata)[4:].to_parquet(metadata)
+    with pytest.raises(DataError, match=r"2 samples have this key \(00000.tar, 00001.tar\); import .* one tar"):
+        imported(tmp_path / "other", tmp_path / "theirs", name="m", root=both)
+    done = imported(tmp_path / "other", tmp_path / "theirs", name="m", root=second + "?image=png")
+    assert done.rows.to_numpy().tolist() == [["image", 3, 3, 0, 0]]
+    features = Cache(tmp_path / "other").features(small_cache.reopened(tmp_path / "images"), done.encoder)
+    assert features.rows.tolist() == [4, 5, 6]
+    np.testing.assert_array_equal(features.values, vectors[4:].astype(np.float32))
+    wrong = {second + "?image=webp": "no sample of the tars has", tmp_path / "shards": "'tar:PATTERN' for"}
+    for root, said in wrong.items():
+        with pytest.raises(DataError, match=rf"none can be taken in: .*{said}"):
+            imported(tmp_path / "third", tmp_path / "theirs", name="m", root=root)
+
+
+def test_import__finds_images_below_a_url_and_says_where_there_is_no_root(tmp_path):
+    write_images(tmp_path / "images", range(4))
+    vectors = write_folder(tmp_path / "theirs", tmp_path / "images")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in (tmp_path / "images").iterdir():
+            archive.write(path, f"images/{path.name}")
+    asked = {"name": "m", "kind": "image"}
+    done = imported(tmp_path / "cache", tmp_path / "theirs", root=f"zip://images::file://{tmp_path}/x.zip", **asked)
+    features = Cache(tmp_path / "cache").features(small_cache.reopened(tmp_path / "images"), done.encoder)
+    np.testing.assert_array_equal(features.values, vectors.astype(np.float32))
+    with pytest.raises(UsageError, match=r"no such folder .*imagse"):
+        imported(tmp_path / "cache", tmp_path / "theirs", root=tmp_path / "imagse", **asked)
 
 
 def test_import__as_a_models_own_rows_only_where_some_computed_again_agree(tmp_path):
