@@ -82,6 +82,26 @@ def test_every_command_is_spelled_as_the_command_line_wants_it(command: Command)
     assert configured or all(context.params[str(parameter.name)] not in (None, ()) for parameter in asked)
 
 
+def test_every_command_of_dask_is_spelled_as_dask_wants_it() -> None:
+    from distributed.cli import dask_scheduler, dask_worker
+
+    lines = [
+        COMMENT.sub("", line)
+        for page in PAGES
+        for kind, block in FENCE.findall(page.read_text())
+        for line in block.splitlines()
+        if kind.split()[:1] == ["sh"] and line.startswith("dask ")
+    ]
+    assert {line.split()[1] for line in lines} == {"scheduler", "worker"}
+    for line in lines:
+        _, verb, *words = shlex.split(line)
+        command = {"scheduler": dask_scheduler.main, "worker": dask_worker.main}[verb]
+        context = command.make_context(verb, words)
+        # What Dask does not know it hands to preloaded modules, of which there is none.
+        assert not context.params["preload_argv"] and not context.args, line
+        assert context.params.get("scheduler", "HOST") is not None, line
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_every_command__reaches_the_command_line_from_a_shell_as_it_is_written() -> None:
     """As typed in bash, and in shells that refuse patterns which match nothing, as zsh does; tests split by shlex."""
