@@ -62,8 +62,9 @@ def test_texts_are_those_of_the_plain_loop():
     assert float(line.split()[4]) < 1e-4
 
 
-def test_many_files_counts_what_is_opened():
-    text = ran("many_files.py", "--files", "60", "--new", "10")
+@pytest.mark.parametrize("source", [(), ("--table",)], ids=["folder", "table"])
+def test_many_files_counts_what_is_opened(source):
+    text = ran("many_files.py", "--files", "60", "--new", "10", "--rounds", "1", *source)
     assert "60 unchanged files recognised" in text and "10 new among them" in text
 
 

@@ -10,10 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from engine import sample_scan
+from engine.arrays import file_digest
+from engine.cache import Cache
 from engine.errors import DataError, ImageError, UsageError
+from engine.keys import key_of_bytes
+from engine.sample_table import load_table, save_table
 from engine.sources import open_dataset
 from engine.splits import apply_split
 from tests.conftest import shared_data
+from tests.engine.fakes import FakeEncoder, settle, write_images
 from tests.engine.open_i_files import write_png
 
 HEADER = "image,patient_id,view,split,findings,impression,Edema,Fracture,names,width,height"
@@ -197,6 +203,39 @@ def test_table__holds_no_python_object_a_row(tmp_path, kind):
     assert dataset.samples["text"].iloc[[0, 1, -1]].tolist() == ["Clear lungs.", "A mass.", "A mass."]
     part = dataset.take(rows % 2 == 1).samples
     assert part["id"].dtype == dataset.samples["id"].dtype and part["group"].iloc[1] == "p1"
+
+
+def test_table__embedding_it_holds_no_python_object_a_row(tmp_path, monkeypatch):
+    """Of rows whose images are known and there: what a row more costs, by the difference of two tables."""
+    # What is taken at a time, made small beside the rows.
+    monkeypatch.setattr(sample_scan, "NAMES_AT_ONCE", 256)
+    monkeypatch.setattr(file_digest, "BLOCKS_AT_ONCE", 1)
+    write_images(tmp_path / "images", range(8))
+    settle()
+    names = [f"images/{number:04d}.png" for number in range(8)]
+    cache = Cache(tmp_path / "cache")
+    peaks = {}
+    for count in (8, 20_000, 60_000):
+        rows = np.arange(count)
+        told = {"id": np.char.mod("sample-%07d", rows), "image": np.array(names)[rows % 8], "patient_id": rows // 3}
+        pd.DataFrame(told).to_parquet(tmp_path / f"{count}.parquet")
+        dataset = open_dataset(f"table:{tmp_path}/{count}.parquet")
+        if count == 8:
+            assert cache.embed(dataset, FakeEncoder()).computed == {"image": 8}
+        # As if all rows had been read before.
+        scan = sample_scan.scan_dataset(dataset, load_table(tmp_path / "none"))
+        keys = [key_of_bytes(dataset.reader.read(name)) for name in names]
+        scan.keys[:] = np.frombuffer(b"".join(keys), np.uint8).reshape(8, 16)[rows % 8]
+        scan.known[:], scan.scanned[:] = True, time.time_ns()
+        save_table(cache.storage, dataset.name, dataset, scan)
+        tracemalloc.start()
+        done = Cache(tmp_path / "cache").embed(dataset, FakeEncoder())
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert done.reused == {"image": count} and done.opened == 0 and not len(done.failures)
+    # Key, fingerprint and time are 57 bytes and some of them are there twice for a while: 222. With a text a row, 445.
+    cost = (peaks[60_000] - peaks[20_000]) / 40_000
+    assert cost < 300, f"{cost} bytes a row"
 
 
 def test_parquet__bytes_are_not_read_and_lists_are_no_text(tmp_path, caplog):
