@@ -8,7 +8,8 @@ A chunk that is full never changes; the short last one is replaced by rename whe
 over the old one. Maps are read-only, and no file of the cache is ever truncated. One that was shortened from outside is
 an error and not a crash: sizes are compared when a file is mapped, and maps are asked for their last page before each
 read (less than a page missing is left to the rows' checks). One that was unlinked, as when an array is rebuilt while it
-is read, stays whole for those who have it mapped.
+is read, stays whole for those who have it mapped; and a file of the rebuilt array, whose rows have other numbers, never
+takes the place of one that was mapped.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ import numpy as np
 
 from engine.arrays import address_range
 from engine.arrays.address_range import PAGE, AddressRange, NoAddresses
-from engine.arrays.array_format import DAMAGED, ArrayFormat
+from engine.arrays.array_format import DAMAGED, METADATA, ArrayFormat, parse_group
 from engine.arrays.chunks import Chunks, RecentChunks, spans
 from engine.errors import CacheError
 
 log = logging.getLogger(__name__)
 
 RESERVED_BYTES = 1 << 34
+
+
+class Rebuilt(CacheError):
+    """The array was rebuilt since, and what is asked for was not mapped by then."""
 
 
 class ChunkFiles:
@@ -65,6 +70,38 @@ class ChunkFiles:
             os.close(descriptor)
             raise self.wrong_size(number, found)
         return descriptor
+
+    def open_same(self, number: int) -> int:
+        """Return a descriptor as `open` does, of a file of the generation that is read here for certain; else Rebuilt.
+
+        Generations only count up, so a file that is open before the number is read is of no later one.
+        """
+        try:
+            descriptor = self.open(number)
+        except CacheError:
+            self.check_generation()
+            raise
+        try:
+            self.check_generation()
+        except CacheError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def check_generation(self) -> None:
+        """Raise Rebuilt where the array has other rows now than are read here."""
+        path = self.folder.parent / METADATA
+        try:
+            found = parse_group(path.read_bytes(), path).generation
+        except FileNotFoundError:
+            return  # the array was removed as a whole, so a file that could be opened before is of this one
+        except OSError as error:
+            raise CacheError(f"{path} cannot be read ({error.strerror}); {DAMAGED}") from error
+        if found != self._form.generation:
+            raise Rebuilt(
+                f"{self.folder.parent} was rebuilt since it was opened (compaction, repair, forgetting), and not all "
+                "of its old rows can be read any more; run the same command again"
+            )
 
     def wrong_size(self, number: int, found: int | None = None) -> CacheError:
         """Return the error of a file of another size than it must have, for the caller to raise."""
@@ -146,7 +183,7 @@ class SideBySide:
         self._mapped: _Mapped | None = None
 
     def extend(self, count: int) -> None:
-        """See `Chunks.extend`; NoAddresses where there is no room."""
+        """See `Chunks.extend`; NoAddresses where there is no room, Rebuilt where the files are of other rows."""
         with self._lock:
             chunks = -(-count // self._files.rows)
             mapped = self._mapped
@@ -158,8 +195,12 @@ class SideBySide:
             for number in range(first, chunks):
                 try:
                     self._map(mapped, number)
+                except Rebuilt:
+                    raise
                 except CacheError as error:
                     log.debug("left for the moment at which it is read: %s", error)
+            if self._count:
+                self._files.check_generation()
             self._mapped, self._count = mapped, count
 
     def chunk(self, number: int, rows: int) -> np.ndarray:
@@ -230,8 +271,16 @@ class SideBySide:
         return _Mapped(room, np.zeros(capacity, bool), grid, flat)
 
     def _map(self, mapped: _Mapped, number: int) -> None:
+        # Rows that somebody may be reading stay what they are, whatever became of the array.
+        in_use = mapped is self._mapped and number * self._files.rows < self._count
+        try:
+            descriptor = self._files.open_same(number) if in_use else self._files.open(number)
+        except Rebuilt:
+            raise
+        except CacheError:
+            mapped.there[number] = False
+            raise
         mapped.there[number] = False
-        descriptor = self._files.open(number)
         try:
             mapped.room.map_file(number * self._stride, descriptor, self._files.bytes)
         except OSError as error:
@@ -247,7 +296,7 @@ def _recent_maps(files: ChunkFiles) -> RecentChunks:
     opened: dict[int, tuple[int, int]] = {}
 
     def load(number: int) -> np.ndarray:
-        with os.fdopen(files.open(number), "rb") as file:
+        with os.fdopen(files.open_same(number), "rb") as file:
             status = os.fstat(file.fileno())
             opened[number] = (status.st_dev, status.st_ino)
             return np.memmap(file, files.dtype, "r", shape=(files.rows, *files.row_shape)).view(np.ndarray)

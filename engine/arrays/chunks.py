@@ -20,7 +20,13 @@ class Chunks(Protocol):
     """The rows of one array of a keyed array, chunk by chunk on disk, for several readers at once."""
 
     def extend(self, count: int) -> None:
-        """Take in that there are `count` rows now; what cannot be read is an error when it is asked for, not here."""
+        """Take in that there are `count` rows now; what cannot be read is an error when it is asked for, not here.
+
+        Raises
+        ------
+        CacheError
+            The array was rebuilt meanwhile; the rows that were known before stay what they are.
+        """
 
     def chunk(self, number: int, rows: int) -> np.ndarray:
         """Return the first rows of a chunk as a read-only array, valid for as long as it is held.

@@ -13,7 +13,7 @@ on):
   run ahead, so plain Zarr readers see whole rows only, and fewer keys than the shape says means damage.
 - Readers take no lock: they read keys first and payload after. On a local disk all chunk files of the rows they know
   are mapped, so who has an array open keeps reading it whole while another generation of it is swapped in; `refresh`
-  shows that one.
+  shows that one, under other row numbers. Who keeps row numbers keeps the `snapshot` that gave them.
 - Temporary files lie under ``<cache>/tmp``, in a folder that is the lock holder's alone and swept by the next one.
 """
 
@@ -23,29 +23,18 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from engine.arrays import array_folder, array_format
 from engine.arrays.array_commit import ChunkStart, checked_rows, commit_rows, stale_metadata
 from engine.arrays.array_format import CHECK, DAMAGED, KEY, METADATA, ArrayFormat
-from engine.arrays.chunks import Chunks
-from engine.arrays.row_blocks import in_blocks
-from engine.arrays.row_check import row_checks
+from engine.arrays.array_snapshot import ArraySnapshot, Generation
 from engine.arrays.row_lookup import RowLookup, first_occurrences
 from engine.arrays.storage import NewFile, Storage, storage_of
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
-
-
-class _Known(NamedTuple):
-    """What a handle knows of one generation of an array; a reader takes it as a whole."""
-
-    form: ArrayFormat
-    lookup: RowLookup
-    payload: Chunks
-    checks: Chunks
 
 
 class KeyedArray:
@@ -123,6 +112,10 @@ class KeyedArray:
 
     # -- Reading ---------------------------------------------------------------------------------------------------
 
+    def snapshot(self) -> ArraySnapshot:
+        """Return the rows known so far; their numbers stay what they are, also when this handle is refreshed."""
+        return ArraySnapshot(self._storage, self._folder, self._known)
+
     def __len__(self) -> int:
         return len(self._known.lookup)
 
@@ -138,23 +131,40 @@ class KeyedArray:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the group, the description among them."""
-        return dict(self.form.group_document()["attributes"])
+        """See `ArraySnapshot.attributes`."""
+        return self.snapshot().attributes
 
     @property
     def folder(self) -> Path:
-        """The array's folder; CacheError where the cache is not a folder of this machine."""
-        return self._storage.local_folder() / self._folder
+        """See `ArraySnapshot.folder`."""
+        return self.snapshot().folder
 
     @property
     def place(self) -> str:
         """Where the array is, for messages."""
         return self._storage.place(self._folder)
 
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """See `ArraySnapshot.find`; the numbers hold until the next `refresh`."""
+        return self._known.lookup.find(keys)
+
+    def read(self, rows: np.ndarray, *, verify: bool = True) -> np.ndarray:
+        """See `ArraySnapshot.read`."""
+        return self.snapshot().read(rows, verify=verify)
+
+    def read_all(self, *, verify: bool = True) -> np.ndarray:
+        """See `ArraySnapshot.read_all`."""
+        return self.snapshot().read_all(verify=verify)
+
+    def chunks(self, *, verify: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """See `ArraySnapshot.chunks`."""
+        return self.snapshot().chunks(verify=verify)
+
     def refresh(self) -> None:
         """Take in the rows that were committed since, by reading only what was added.
 
-        Where the array was rebuilt since, everything is read anew, and rows have other numbers than before.
+        Where the array was rebuilt since, or removed and made anew, everything is read anew, and rows have other
+        numbers than before.
 
         Raises
         ------
@@ -171,7 +181,9 @@ class KeyedArray:
                     if self._is_still(content):
                         raise
                     continue
-                if self._is_still(content):
+                if added is None:
+                    self._group = b""
+                elif self._is_still(content):
                     break
             self._known.lookup.add(added)
         if len(self) < promised:
@@ -187,104 +199,32 @@ class KeyedArray:
         form = array_format.parse_group(content, Path(self._storage.place(f"{self._folder}/{METADATA}")))
         if not self._group or form != self.form:
             parts = (self._storage.chunks(f"{self._folder}/{part}", form, part) for part in (form.payload, CHECK))
-            self._known = _Known(form, RowLookup(), *parts)
+            self._known = Generation(form, RowLookup(), *parts)
         self._group = content
 
-    def _added_keys(self) -> tuple[np.ndarray, int]:
-        """Return the keys that were added since, with their rows mapped, and how many rows the metadata promise."""
-        form, count = self.form, len(self)
+    def _added_keys(self) -> tuple[np.ndarray | None, int]:
+        """Return the keys that were added since, with their rows mapped, and how many rows the metadata promise.
+
+        The last chunk that has known keys is read again. Where it has others, this is another array of the same name
+        (the old one was removed), and there are None.
+        """
+        form, keys = self.form, self.keys
         promised = array_folder.promised_rows(self._storage, f"{self._folder}/{KEY}")
-        number, known = divmod(count, form.chunk_rows)
+        number = max(len(keys) - 1, 0) // form.chunk_rows
+        known = keys[number * form.chunk_rows :]
         chunks = list(array_folder.read_keys(self._storage, form, number, promised))
-        added = np.concatenate(chunks)[known:] if chunks else np.empty((0, KEY_BYTES), np.uint8)
+        found = np.concatenate(chunks) if chunks else np.empty((0, KEY_BYTES), np.uint8)
+        if not np.array_equal(found[: len(known)], known):
+            return None, promised
+        added = found[len(known) :]
         if len(added):
             for part in (self._known.payload, self._known.checks):
-                part.extend(count + len(added))
+                part.extend(len(keys) + len(added))
         return added, promised
 
     def _is_still(self, content: bytes) -> bool:
         """Tell whether the array is the one whose group metadata were read, and not one swapped in since."""
         return not self._storage.shared or (array_folder.read_group(self._storage, self._kind, self._name) == content)
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """Return the row numbers of keys, (m, 16) uint8, as (m,) int64; -1 where there is no row (yet)."""
-        return self._known.lookup.find(keys)
-
-    def read(self, rows: np.ndarray, *, verify: bool = True) -> np.ndarray:
-        """Return the payload of some rows.
-
-        Parameters
-        ----------
-        rows : ndarray of int, (m,)
-            Row numbers in any order, repeated ones allowed.
-        verify : bool
-            Compare each row with its check, which costs about as much as the copy.
-
-        Returns
-        -------
-        ndarray, (m, *row_shape)
-
-        Raises
-        ------
-        CacheError
-            A row is damaged or its chunk file is missing.
-        IndexError
-            A row number outside the array.
-        """
-        known, rows = self._known, np.asarray(rows, np.int64)
-        count = len(known.lookup)
-        if len(rows) and not (rows.min() >= 0 and rows.max() < count):
-            raise IndexError(f"rows {rows.min()}..{rows.max()} asked of {count} in {self.place}")
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
-            return self._read(known, range(int(rows[0]), int(rows[-1]) + 1), verify)
-        return self._read(known, rows, verify)
-
-    def read_all(self, *, verify: bool = True) -> np.ndarray:
-        """Return the payload of all rows, (rows, *row_shape)."""
-        known = self._known
-        return self._read(known, range(len(known.lookup)), verify)
-
-    def chunks(self, *, verify: bool = True) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first row number and the payload of each chunk, mapped and not copied."""
-        known, keys, chunk_rows = self._known, self._known.lookup.keys, self._known.form.chunk_rows
-        for start in range(0, len(keys), chunk_rows):
-            some = keys[start : start + chunk_rows]
-            values = known.payload.chunk(start // chunk_rows, len(some))
-            if verify:
-                wrong = row_checks(some, values) != known.checks.chunk(start // chunk_rows, len(some))
-                self._refuse(start + np.flatnonzero(wrong), len(some))
-            yield start, values
-
-    def _read(self, known: _Known, rows: np.ndarray | range, verify: bool) -> np.ndarray:
-        """Return the payload of rows, in blocks."""
-        form, keys = known.form, known.lookup.keys
-        values = np.empty((len(rows), *form.row_shape), form.dtype)
-
-        def read_block(block: slice) -> np.ndarray:
-            some, out = rows[block], values[block]
-            checks = np.empty(len(some), np.uint64)
-            for chunks, into in ((known.payload, out), (known.checks, checks))[: 1 + verify]:
-                if isinstance(some, range):
-                    chunks.copy(some.start, into)
-                else:
-                    chunks.gather(some, into)
-            if not verify:
-                return np.empty(0, np.int64)
-            these = keys[some.start : some.stop] if isinstance(some, range) else keys[some]
-            return np.asarray(some)[row_checks(these, out) != checks]
-
-        wrong = in_blocks(read_block, len(rows), form.row_bytes)
-        if wrong:
-            self._refuse(np.concatenate(wrong), len(rows))
-        return values
-
-    def _refuse(self, wrong: np.ndarray, count: int) -> None:
-        """Raise where rows do not match their checks."""
-        if len(wrong):
-            raise CacheError(
-                f"{len(wrong):,} of {count:,} rows read from {self.place} do not match their checks, the first is "
-                f"row {wrong[0]} in chunk {wrong[0] // self.form.chunk_rows}; {DAMAGED}"
-            )
 
     # -- Writing ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 
 from engine.arrays import address_range, chunk_map
 from engine.arrays.address_range import PAGE
-from engine.arrays.array_format import ArrayFormat
+from engine.arrays.array_format import METADATA, ArrayFormat, document_bytes
 from engine.arrays.chunk_map import LocalChunks, SideBySide
 from engine.arrays.chunks import RecentChunks
 from engine.errors import CacheError
@@ -110,6 +112,26 @@ def test_extend__the_short_chunk_is_read_from_the_file_that_replaced_it(tmp_path
     chunks.extend(40)
     np.testing.assert_array_equal(gathered(chunks, np.arange(40)[::-1], form), rows[::-1])
     np.testing.assert_array_equal(held, rows[8:13])
+
+
+def test_rebuilt__rows_that_are_in_use_stay_whatever_files_stand_at_their_names(tmp_path, way):
+    form, rows = form_of(), rows_of(60)
+    group, form_now = tmp_path / "group", replace(form, generation=1)
+    for place, described, some in ((group, form, rows[:13]), (tmp_path / "new", form_now, rows[20:60])):
+        place.mkdir()
+        (place / METADATA).write_bytes(document_bytes(described.group_document()))
+        written(place / PART, described, some)
+    chunks = opened(group / PART, form, 13)
+    held = copied(chunks, 0, 13, form)
+    shutil.rmtree(group)
+    (tmp_path / "new").rename(group)
+    with suppress(CacheError):  # which chunks that are loaded one by one find out only when they are asked
+        chunks.extend(40)
+    np.testing.assert_array_equal(copied(chunks, 0, 13, form), held)
+    np.testing.assert_array_equal(held, rows[:13])
+    if way == "recent":
+        with pytest.raises(CacheError, match="was rebuilt since it was opened"):
+            copied(chunks, 16, 40, form)
 
 
 @needs_ranges

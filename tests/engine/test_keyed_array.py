@@ -204,16 +204,31 @@ def test_refresh__shows_a_rebuilt_array_and_until_then_the_old_one_is_read_whole
     rebuilt = filled(tmp_path / "new", 60)
     form = replace(rebuilt.form, generation=1)
     (rebuilt.folder / METADATA).write_bytes(array_format.document_bytes(form.group_document()))
+    snapshot = reader.snapshot()
     reader.folder.rename(tmp_path / "old")
     rebuilt.folder.rename(reader.folder)
     np.testing.assert_array_equal(reader.read_all(), rows_of(range(90)))
     shutil.rmtree(tmp_path / "old")
     np.testing.assert_array_equal(reader.read(np.array([80, 3])), rows_of([80, 3]))
     reader.refresh()
+    np.testing.assert_array_equal(snapshot.read_all(), rows_of(range(90)))
+    np.testing.assert_array_equal(snapshot.find(keys_of([80, 3, 95])), [80, 3, -1])
     assert (len(reader), reader.form.generation) == (60, 1)
     np.testing.assert_array_equal(reader.read_all(), rows_of(range(60)))
     np.testing.assert_array_equal(held, rows_of(range(16)))
     assert reader.append(keys_of(range(55, 70)), rows_of(range(55, 70))) == 10
+
+
+def test_snapshot__has_the_rows_of_its_moment_only(tmp_path):
+    array = filled(tmp_path, 20)
+    snapshot = array.snapshot()
+    array.append(keys_of(range(20, 40)), rows_of(range(20, 40)))
+    assert (len(snapshot), len(array)) == (20, 40) and len(snapshot.keys) == 20
+    np.testing.assert_array_equal(snapshot.find(keys_of([19, 20])), [19, -1])
+    np.testing.assert_array_equal(snapshot.read_all(), rows_of(range(20)))
+    np.testing.assert_array_equal(np.concatenate([chunk for _, chunk in snapshot.chunks()]), rows_of(range(20)))
+    with pytest.raises(IndexError, match=r"rows 20\.\.20 asked of 20"):
+        snapshot.read(np.array([20]))
 
 
 def test_refresh__by_several_threads_learns_each_row_once(tmp_path):
