@@ -18,6 +18,7 @@ import numpy as np
 
 from engine import embed, extract
 from engine.arrays import array_folder, array_format
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.keyed_array import KeyedArray
 from engine.arrays.storage import Storage, storage_of
 from engine.blocks import Work
@@ -102,12 +103,16 @@ class Cache:
         """Return (kind, name) of all keyed arrays."""
         return array_folder.list_arrays(self.storage)
 
-    def array(self, kind: str, name: str) -> KeyedArray:
-        """Return a keyed array with all rows committed so far; CacheError naming what there is where it is missing."""
+    def array(self, kind: str, name: str) -> ArraySnapshot:
+        """Return a keyed array with all rows committed so far; CacheError naming what there is where it is missing.
+
+        Its row numbers hold for as long as it is held. Those of an array that was asked for at another time may be
+        others: rows are renumbered when a cache is compacted.
+        """
         known = self._arrays.get((kind, name))
         if known is not None:
             known.refresh()
-            return known
+            return known.snapshot()
         there: list[str] = []
         if not array_folder.has_array(self.storage, kind, name):
             with suppress(CacheError):  # some web servers do not tell what they have
@@ -119,7 +124,7 @@ class Cache:
             )
         self._arrays[kind, name] = KeyedArray.open(self.storage, kind, name)
         mark_use(self.storage, kind, name)
-        return self._arrays[kind, name]
+        return self._arrays[kind, name].snapshot()
 
     def encoders(self) -> list[dict[str, Any]]:
         """Return the encoders that have rows here: id, rows by kind, and their whole description."""

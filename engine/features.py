@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.dataset import Dataset
 
 
@@ -39,7 +39,7 @@ class StoredRows:
 
     Parameters
     ----------
-    array : KeyedArray
+    array : ArraySnapshot
     stored : ndarray of int64, (m,)
         Row numbers in the array.
     rows : ndarray of int64, (m,)
@@ -48,7 +48,7 @@ class StoredRows:
         Ids of samples without a row.
     """
 
-    def __init__(self, array: KeyedArray, stored: np.ndarray, rows: np.ndarray, missing: np.ndarray) -> None:
+    def __init__(self, array: ArraySnapshot, stored: np.ndarray, rows: np.ndarray, missing: np.ndarray) -> None:
         self.array, self.rows, self.missing = array, rows, missing
         self._stored = stored
 
@@ -77,8 +77,8 @@ class StoredRows:
         return self.array.read(self._stored[which])
 
 
-def align(dataset: Dataset, keys: np.ndarray, array: KeyedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return stored row numbers, data set positions, and the ids of samples without a row."""
+def align(dataset: Dataset, keys: np.ndarray, array: ArraySnapshot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row numbers in the snapshot, data set positions, and the ids of samples without a row."""
     found = array.find(keys)
     has_row = (found >= 0) & keys.any(axis=1)
     return found[has_row], np.flatnonzero(has_row), dataset.ids[~has_row]

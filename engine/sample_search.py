@@ -41,7 +41,7 @@ class SampleSearch:
     ----------
     index : Index
     stored : ndarray of int64, (m,)
-        Row of the index that each sample has; rows that it does not cover are left out.
+        Row of the index that each sample has, by `Index.array`; rows that it does not cover are left out.
     positions : ndarray of int64, (m,)
         The samples.
     groups : ndarray, (n,), optional
@@ -51,7 +51,7 @@ class SampleSearch:
     def __init__(
         self, index: Index, stored: np.ndarray, positions: np.ndarray, groups: np.ndarray | None = None
     ) -> None:
-        covered = stored < len(index)
+        covered = (stored >= 0) & (stored < len(index))
         order = np.argsort(stored[covered], kind="stable")
         self._index = index
         self._positions = positions[covered][order]

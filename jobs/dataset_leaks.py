@@ -22,7 +22,6 @@ from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.errors import CacheError, UsageError
-from engine.features import align
 from engine.index import Index, build_index, has_index, kinds, load_index, products
 from engine.sample_search import SampleSearch
 from jobs import opening
@@ -146,7 +145,7 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
     keys = np.array([key.tobytes().hex() for key in features.keys], dtype=object)
     same = leaks.identical_pairs(keys, split)
     index = _index(cache, encoder, config, features.values.shape)
-    searches = _searches(cache, dataset, index, split)
+    searches = _searches(features.keys, index, split)
     near = leaks.near_duplicates(features.values, split, config.threshold, searches=searches)
     # Two names of the same bytes are said once, as what they are: one of each part stands for its copies.
     near = near[keys[near["first"]] != keys[near["second"]]]
@@ -193,9 +192,9 @@ def _index(cache: Cache, encoder: Encoder, config: Config, shape: tuple[int, ...
     return index
 
 
-def _searches(cache: Cache, dataset: Dataset, index: Index, split: np.ndarray) -> dict[str, SampleSearch]:
+def _searches(keys: np.ndarray, index: Index, split: np.ndarray) -> dict[str, SampleSearch]:
     """Return the search among each part's images; samples are numbered as their embeddings are."""
-    stored, _, _ = align(dataset, cache.image_keys(dataset), cache.array("image", index.info.encoder))
+    stored = index.array.find(keys)
     return {
         str(name): SampleSearch(index, stored[split == name], np.flatnonzero(split == name))
         for name in set(split) - {""}

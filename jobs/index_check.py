@@ -110,8 +110,10 @@ def run(config: Config, *, progress: Progress | None = None) -> Checked:
     """
     progress, cache = progress or Progress(), Cache(config.cache)
     encoder = config.encoder or only_encoder(cache, config.kind)
-    exact = build_index(cache, encoder, config.kind, "exact", save=False)
-    index = exact if config.how == "exact" else load_index(cache, encoder, config.kind, config.how)
+    if config.how == "exact":
+        index = build_index(cache, encoder, config.kind, "exact", save=False)
+    else:
+        index = load_index(cache, encoder, config.kind, config.how)
     if not len(index):
         raise CacheError(f"the index {index.info.name} covers no rows, so there is nothing to check")
     with progress.step("recall against exact search"):
@@ -127,18 +129,17 @@ def run(config: Config, *, progress: Progress | None = None) -> Checked:
 
 def _recall(cache: Cache, encoder: str, config: Config, index: Index) -> pd.DataFrame:
     """Return recall and times for queries of both kinds; a row that asks does not find itself."""
-    rows = []
-    exact = build_index(cache, encoder, config.kind, "exact", save=False)
-    covered = None if index.info.rows == exact.info.rows else np.arange(index.info.rows)
+    rows, exact = [], index.exactly()
     for kind in ("image", "text"):
         if (kind, encoder) not in cache.arrays() or not len(cache.array(kind, encoder)):
             continue
-        source, own = cache.array(kind, encoder), kind == config.kind
+        own = kind == config.kind
+        source = index.array if own else cache.array(kind, encoder)
         drawn = _drawn(min(len(source), len(index)) if own else len(source), config.queries, config.seed)
         queries = source.read(drawn).astype(np.float32)
         most = min(KS[-1], len(index)) + own
-        found, seconds = _timed(index, queries, most, None)
-        truth, exact_seconds = _timed(exact, queries, most, covered)
+        found, seconds = _timed(index, queries, most)
+        truth, exact_seconds = _timed(exact, queries, most)
         if own:
             found, truth = _without(found, drawn), _without(truth, drawn)
         shares = retrieval_scores.recall_against(found, truth, KS)
@@ -169,7 +170,7 @@ def _pairs(cache: Cache, encoder: str, dataset: Dataset, config: Config) -> pd.D
     rows = []
     for direction, (kind, vectors) in asking.items():
         searched = build_index(cache, encoder, kind, "exact", save=False)
-        stored = cache.array(kind, encoder).find(images.keys[at_image] if kind == "image" else texts.keys[at_text])
+        stored = searched.array.find(images.keys[at_image] if kind == "image" else texts.keys[at_text])
         among = np.unique(stored)
         hits = searched.search_rows(vectors[drawn], min(PAIR_KS[-1], len(among)), among=among)[1]
         # An image that several samples share has the texts of all of them.
@@ -216,8 +217,8 @@ def _without(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
     return rows[kept].reshape(len(rows), -1)
 
 
-def _timed(index: Index, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, float]:
+def _timed(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, float]:
     """Return the rows found and how long that took."""
     start = time.perf_counter()
-    rows = index.search_rows(queries, k, among=among)[1]
+    rows = index.search_rows(queries, k)[1]
     return rows, time.perf_counter() - start

@@ -179,13 +179,11 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     groups = _groups(dataset, config.one_per)
     if encoder is None:
         encoder = opening.load_model(config, config.cache)
-    array = cache.array(config.kind, encoder.id)
-    queries = search_queries.queries_of(
-        asked, unwanted, config.together, cache, dataset, encoder, array.form.row_shape[0]
-    )
+    dim = cache.array(config.kind, encoder.id).form.row_shape[0]
+    queries = search_queries.queries_of(asked, unwanted, config.together, cache, dataset, encoder, dim)
     index = _index(cache, encoder.id, config, len(queries.said))
     keys = cache.image_keys(dataset) if config.kind == "image" else cache.text_keys(dataset)
-    stored, positions, missing = align(dataset, keys, array)
+    stored, positions, missing = align(dataset, keys, index.array)
     wanted = passing[positions]
     if not wanted.any():
         filtered = f" that pass the filter ({'; '.join(config.where)})" if config.where else ""

@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.file_digest import file_digest
-from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
 from engine.faiss_loader import load_faiss
@@ -103,7 +103,8 @@ def update_index(
         log.warning("%s; it is built anew", error)
         index = build_index(cache, encoder_id, kind, how, seed=seed)
         return index, len(index)
-    array = cache.array(kind, encoder_id)
+    # The rows that the index was held against, and not those of another moment, which may have other numbers.
+    array = index.array
     keys, before, faiss = array.keys, len(index), load_faiss()
     if len(keys) == before:
         return index, 0
@@ -165,7 +166,7 @@ def _read(faiss: Any, path: Path, place: str, rebuild: str) -> Any:
         raise CacheError(f"the index {place} cannot be read ({error}); {rebuild}") from error
 
 
-def _trained(faiss: Any, array: KeyedArray, rows: int, how: str, seed: int) -> tuple[Any, dict[str, Any]]:
+def _trained(faiss: Any, array: ArraySnapshot, rows: int, how: str, seed: int) -> tuple[Any, dict[str, Any]]:
     """Return an index without rows, trained where its kind wants it, and what it was made with."""
     dim = array.form.row_shape[0]
     factory = kinds.factory_string(how, rows, dim)
@@ -189,12 +190,12 @@ def _trained(faiss: Any, array: KeyedArray, rows: int, how: str, seed: int) -> t
     return engine, parameters
 
 
-def _add(engine: Any, array: KeyedArray, first: int, rows: int) -> None:
+def _add(engine: Any, array: ArraySnapshot, first: int, rows: int) -> None:
     for values in _vectors(array, first, rows):
         engine.add(values)
 
 
-def _vectors(array: KeyedArray, first: int, rows: int) -> Iterator[np.ndarray]:
+def _vectors(array: ArraySnapshot, first: int, rows: int) -> Iterator[np.ndarray]:
     """Yield rows first to rows - 1 scaled to length one, (m, dim) float32, a chunk at a time."""
     step = array.form.chunk_rows
     for start in range(first, rows, step):
@@ -202,7 +203,7 @@ def _vectors(array: KeyedArray, first: int, rows: int) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(normalized(values.astype(np.float32)))
 
 
-def _save(cache: Cache, info: IndexInfo, faiss: Any, engine: Any, array: KeyedArray) -> IndexInfo:
+def _save(cache: Cache, info: IndexInfo, faiss: Any, engine: Any, array: ArraySnapshot) -> IndexInfo:
     """Write the index, then the JSON that makes it one; each whole or not at all."""
     storage = cache.storage
     name = index_name(info.encoder, info.kind, info.how)
@@ -219,7 +220,7 @@ def _save(cache: Cache, info: IndexInfo, faiss: Any, engine: Any, array: KeyedAr
     return info
 
 
-def _write_flat(faiss: Any, file: IO[bytes], array: KeyedArray, rows: int) -> None:
+def _write_flat(faiss: Any, file: IO[bytes], array: ArraySnapshot, rows: int) -> None:
     """Write a flat inner-product index chunk by chunk, so that it never lies in memory whole.
 
     FAISS's own file of an empty one gives the head: 4 letters, dim (int32), rows (int64), then after 25 further bytes

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.index.products import Way, fastest_way, on_every_core
 
 # Each core works on a block of its own: 8 MiB of products in float32 stay in the cache they share.
@@ -46,7 +46,7 @@ class ExactRows:
 
     Parameters
     ----------
-    array : KeyedArray
+    array : ArraySnapshot
         Of vectors.
     rows : int
         Rows 0 to rows - 1 are searched.
@@ -54,7 +54,7 @@ class ExactRows:
         How products are computed; by default the fastest on this machine, found at the first large search.
     """
 
-    def __init__(self, array: KeyedArray, rows: int, way: Way | None = None) -> None:
+    def __init__(self, array: ArraySnapshot, rows: int, way: Way | None = None) -> None:
         self._array, self._rows, self._way = array, rows, way
         # Of rows that were read once, which also were compared with their checks then.
         self._lengths = np.full(rows, np.nan, np.float32)
@@ -145,7 +145,7 @@ class _Batch:
 
     Parameters
     ----------
-    array : KeyedArray
+    array : ArraySnapshot
     unit : ndarray of float64, (q, d)
         Queries of length one.
     k : int
@@ -159,7 +159,7 @@ class _Batch:
     """
 
     def __init__(
-        self, array: KeyedArray, unit: np.ndarray, k: int, way: Way, size: int, room: torch.Tensor, floor: np.ndarray
+        self, array: ArraySnapshot, unit: np.ndarray, k: int, way: Way, size: int, room: torch.Tensor, floor: np.ndarray
     ) -> None:
         self._array, self._unit, self._k, self._way = array, unit, k, way
         self._columns = torch.from_numpy(np.ascontiguousarray(unit.T.astype(np.float32))).to(way.device)
@@ -320,12 +320,12 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1.0)
 
 
-def cosines_of_pairs(array: KeyedArray, unit: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def cosines_of_pairs(array: ArraySnapshot, unit: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return cosines computed in float64, (p,) float32.
 
     Parameters
     ----------
-    array : KeyedArray
+    array : ArraySnapshot
     unit : ndarray of float64, (q, d)
         Queries of length one.
     query, rows : ndarray of int64, (p,)

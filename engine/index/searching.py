@@ -8,12 +8,13 @@ everywhere, and a filter never leaves fewer answers than there are rows that pas
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.cache import Cache
 from engine.errors import UsageError
 from engine.features import normalized
@@ -39,16 +40,16 @@ class Index:
     info : IndexInfo
     keys : ndarray of uint8, (rows, 16)
         Of the rows it covers.
-    array : KeyedArray
-        The rows themselves; exact search goes over these.
+    array : ArraySnapshot
+        The rows themselves, by whose numbers the index answers; exact search goes over these.
     faiss, engine : module and faiss index, optional
         Of an approximate kind.
     """
 
     def __init__(
-        self, info: IndexInfo, keys: np.ndarray, array: KeyedArray, faiss: Any = None, engine: Any = None
+        self, info: IndexInfo, keys: np.ndarray, array: ArraySnapshot, faiss: Any = None, engine: Any = None
     ) -> None:
-        self.info, self.keys, self._array, self._faiss = info, keys, array, faiss
+        self.info, self.keys, self.array, self._faiss = info, keys, array, faiss
         self._engine: Any = None if info.how == "exact" else engine
         self._lossy = is_lossy(info.how, str(info.parameters.get("factory", "")))
         self._gpu: Any = None
@@ -67,7 +68,7 @@ class Index:
         from engine.index.devices import search_device
         from engine.index.exact import ExactRows
 
-        return ExactRows(self._array, self.info.rows, search_device())
+        return ExactRows(self.array, self.info.rows, search_device())
 
     @property
     def engine(self) -> Any:
@@ -124,6 +125,10 @@ class Index:
             scores[:, :some], rows[:, :some] = self._nearest(queries, some, among)
         scores[rows < 0] = -np.inf
         return scores, rows
+
+    def exactly(self) -> Index:
+        """Return exact search over the same rows, by the same numbers."""
+        return Index(replace(self.info, how="exact"), self.keys, self.array)
 
     def behind(self, cache: Cache) -> int:
         """Return how many rows the cache has that this index does not cover."""

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.durable import make_folder, sync_folder, write_error
-from engine.arrays.keyed_array import KeyedArray
 from engine.errors import CacheError, UsageError
 from engine.faiss_loader import load_faiss
 from engine.features import normalized
@@ -66,7 +66,7 @@ def format_of(out: Path, given: str | None) -> Format:
 
 
 def export_rows(
-    array: KeyedArray,
+    array: ArraySnapshot,
     out: Path,
     form: Format,
     *,
@@ -78,7 +78,7 @@ def export_rows(
 
     Parameters
     ----------
-    array : KeyedArray
+    array : ArraySnapshot
     out : Path
     form : "npy", "parquet", "faiss" or "csv"
         npy: (rows, ...) as stored. parquet: columns key, the sample's, embedding (lists of float32). faiss: exact inner
@@ -127,13 +127,13 @@ def export_rows(
 class _Chosen:
     """Which rows are written, in order, with the samples that they are of."""
 
-    array: KeyedArray
+    array: ArraySnapshot
     rows: np.ndarray
     samples: pa.Table | None
     missing: list[str]
 
     @classmethod
-    def of(cls, array: KeyedArray, table: SampleTable | None) -> _Chosen:
+    def of(cls, array: ArraySnapshot, table: SampleTable | None) -> _Chosen:
         if table is None:
             return cls(array, np.arange(len(array)), None, [])
         samples = table.table.filter(table.table["in_last_scan"])

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from engine import index
+from engine.arrays import array_format
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
@@ -65,14 +67,16 @@ def test_a_filter_leaves_the_right_number_whatever_the_index(cache, how, monkeyp
     assert all(len(set(row[:ROWS])) == ROWS for row in everything[1])
 
 
-def test_training_rows_are_drawn_from_all_and_rows_go_in_chunk_by_chunk(cache, monkeypatch):
-    array = cache.array("image", ENCODER)
+def test_training_rows_are_drawn_from_all_and_rows_go_in_chunk_by_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_format, "CHUNK_BYTES", 64 * 24 * 2)
+    cache = filled(tmp_path, ROWS)
     seen, sizes = [], []
-    read = KeyedArray.read
-    monkeypatch.setattr(KeyedArray, "read_all", lambda *given: pytest.fail("all rows at once"))
+    read = ArraySnapshot.read
+    monkeypatch.setattr(ArraySnapshot, "read_all", lambda *given: pytest.fail("all rows at once"))
     monkeypatch.setattr(building, "TRAINING_BYTES", 4 * 24 * 400)
-    monkeypatch.setattr(type(array.form), "chunk_rows", property(lambda self: 64), raising=False)
-    monkeypatch.setattr(KeyedArray, "read", lambda self, rows, **how: (seen.append(rows), read(self, rows, **how))[1])
+    monkeypatch.setattr(
+        ArraySnapshot, "read", lambda self, rows, **how: (seen.append(rows), read(self, rows, **how))[1]
+    )
     added = building._add
 
     def watched(engine, *given):
