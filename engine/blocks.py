@@ -14,6 +14,7 @@ from typing import Any
 
 from engine import extract
 from engine.arrays import array_folder
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.keyed_array import KeyedArray
 from engine.batches import make_runner
 from engine.dataset import Fingerprint, Reader
@@ -177,7 +178,9 @@ def _decoder(work: Work, encoder: EncoderLike, buffers: Mapping[str, RowBuffer])
     )
 
 
-def pixel_cache(cache: Any, encoder: EncoderLike) -> KeyedArray | None:
+def pixel_cache(cache: Any, encoder: EncoderLike) -> ArraySnapshot | None:
     """Return the cached model inputs of an encoder's preprocessing, None where there are none."""
     name = encoder.preprocess.id
-    return KeyedArray.open(cache, "pixels", name) if array_folder.has_array(cache, "pixels", name) else None
+    if not array_folder.has_array(cache, "pixels", name):
+        return None
+    return KeyedArray.open(cache, "pixels", name).snapshot()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.array_snapshot import ArraySnapshot
 from engine.dataset import Fingerprint, Reader
 from engine.errors import ImageError
 from engine.keys import key_of_content
@@ -29,6 +29,7 @@ class ImageWork(NamedTuple):
     """One image to look at: its position in the data set, its uri, and its key where that is known.
 
     Of known keys, what lacks a row and where the pixel cache has the image (-1: nowhere) is looked up for many at once.
+    That place is a hint: who computes may have opened the pixel cache after a compaction that numbered its rows anew.
     """
 
     position: int
@@ -61,7 +62,7 @@ class Decoder:
         ``content -> image``, see `engine.pixels.decode`; raises ImageError.
     buffers : sequence of RowBuffer
         What is to be computed: content of which everything is stored is not decoded.
-    pixels : KeyedArray, optional
+    pixels : ArraySnapshot, optional
         The pixel cache of this preprocessing, used instead of decoding.
     """
 
@@ -71,15 +72,17 @@ class Decoder:
         preprocess: Any,
         decode: Callable[[Any], Any],
         buffers: Sequence[RowBuffer],
-        pixels: KeyedArray | None,
+        pixels: ArraySnapshot | None,
     ) -> None:
         self._reader, self._preprocess, self._decode = reader, preprocess, decode
         self._buffers, self._pixels = buffers, pixels
 
     def __call__(self, work: ImageWork) -> Decoded:
         """Return pixels or the reason why there are none."""
-        if self._pixels is not None and work.pixel_row >= 0:
-            return Decoded(work, work.key, self._pixels.read(np.array([work.pixel_row]))[0])
+        if work.key is not None and work.pixel_row >= 0:
+            cached = self._cached(work.key, work.pixel_row)
+            if cached is not None:
+                return Decoded(work, work.key, cached)
         key, read_at, fingerprint = work.key, time.time_ns(), None
         try:
             fingerprint = self._reader.fingerprint(work.uri)
@@ -94,10 +97,13 @@ class Decoder:
         except ImageError as error:
             return Decoded(work, key, None, fingerprint, read_at, str(error))
 
-    def _cached(self, key: bytes) -> np.ndarray | None:
+    def _cached(self, key: bytes, likely: int = -1) -> np.ndarray | None:
+        """Return the cached pixels of a key, which may be in the likely row; None where there are none."""
         if self._pixels is None:
             return None
-        row = self._pixels.find(np.frombuffer(key, np.uint8)[None])
+        keys, row = self._pixels.keys, np.array([likely])
+        if not (0 <= likely < len(keys) and keys[likely].tobytes() == key):
+            row = self._pixels.find(np.frombuffer(key, np.uint8)[None])
         return self._pixels.read(row)[0] if row[0] >= 0 else None
 
 

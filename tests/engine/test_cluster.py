@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,12 +20,13 @@ from engine.cluster import Cluster, EncoderRecipe, start_cluster
 from engine.encoder import load_encoder
 from engine.errors import FluoroscopeError, UsageError
 from engine.sources import open_dataset
+from engine.upkeep.compact import compact_array
 from tests import models
-from tests.engine.fakes import FakeEncoder, write_images
+from tests.engine.fakes import FakeEncoder, settle, write_images
 
 WHAT = ("image", "pixels", "text")
 # A worker keeps an encoder by its id.
-DEADLY, BROKEN = "deadly-fp32-0123456789ab", "broken-fp32-0123456789ab"
+DEADLY, BROKEN, LATE = (f"{word}-fp32-0123456789ab" for word in ("deadly", "broken", "late"))
 
 
 def fake(number: int = 0, name: str = "fake-fp32-0123456789ab") -> FakeEncoder:
@@ -55,6 +57,13 @@ class BrokenEncoder(FakeEncoder):
 
     def encode_pixels(self, pixels):
         raise RuntimeError("the device fell off the bus")
+
+
+def compacting(number: int, cache: str, kept: np.ndarray) -> FakeEncoder:
+    """Load an encoder while somebody drops pixels: the blocks that wait for it were made out before."""
+    encoder = FakeEncoder(LATE)
+    compact_array(Path(cache), "pixels", encoder.preprocess.id, kept)
+    return encoder
 
 
 def deadly(number: int, mark: str) -> FakeEncoder:
@@ -113,6 +122,20 @@ def test_a_killed_worker_costs_only_its_block(tmp_path, images, running):
     Cache(tmp_path / "one").embed(dataset, FakeEncoder(DEADLY), ("image",), batch_size=4)
     assert len(report.failures) == 1
     assert rows_of(tmp_path / "many", "image", DEADLY) == rows_of(tmp_path / "one", "image", DEADLY)
+
+
+def test_workers_that_come_after_a_compaction_compute_each_image_from_its_own_pixels(tmp_path, images, running):
+    dataset = open_dataset(f"folder:{images}").take(np.arange(20, 60))
+    settle()
+    cache = Cache(tmp_path / "many")
+    cache.embed(dataset, FakeEncoder(), ("pixels",), batch_size=4)
+    kept = cache.image_keys(dataset)[8:]
+    recipe = partial(compacting, cache=str(tmp_path / "many"), kept=kept)
+    workers = Cluster(running.client, recipe)
+    Cache(tmp_path / "many").embed(dataset, FakeEncoder(LATE), ("image",), batch_size=4, cluster=workers)
+    assert len(rows_of(tmp_path / "many", "pixels", "8-fake")) == 32
+    Cache(tmp_path / "one").embed(dataset, FakeEncoder(LATE), ("image",), batch_size=4)
+    assert rows_of(tmp_path / "many", "image", LATE) == rows_of(tmp_path / "one", "image", LATE)
 
 
 def test_a_dead_device_in_a_worker_stops_the_job_with_its_own_error(tmp_path, images, running):
