@@ -3,14 +3,16 @@
 Comes in: an array of the cache and, if wanted, a sample table whose samples say which rows, in which order and under
 which ids. Goes out: files that are there whole or not at all, written block by block, so memory stays constant (but
 for FAISS, whose index is built in memory). Beside a NumPy file or an index lies a CSV with one line a row: the key and,
-with a sample table, id, uri, group, view, split and text. A sample without a row is named, never filled in.
+with a sample table, id, uri, group, view, split and text. The CSV appears last and goes first where both are replaced:
+where it is there, it is that of the file beside it. A sample without a row is named, never filled in.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -93,7 +95,7 @@ def export_rows(
     Raises
     ------
     UsageError
-        A file is there, or the format does not fit the array.
+        A file is there, another process is writing it, or the format does not fit the array.
     CacheError
         A row is damaged, or the files cannot be written; what was there before stays.
     """
@@ -102,24 +104,21 @@ def export_rows(
     if normalize and array.form.dtype.kind != "f":
         raise UsageError(f"{array.form.kind} rows are no vectors, so they cannot be scaled to length one")
     beside = out.with_suffix(".csv")
-    files = [out] if form in ("parquet", "csv") else [beside, out]
+    files = [out] if form in ("parquet", "csv") else [out, beside]
     there = [str(path) for path in files if path.exists()]
     if there and not overwrite:
         raise UsageError(f"{', '.join(there)} exists; give --overwrite to replace it, or another path")
     chosen = _Chosen.of(array, table)
     make_folder(out.parent)
-    if form in ("npy", "faiss"):
-        with _whole(beside) as file:
-            _write_csv(file, chosen)
-    with _whole(out) as file:
+    with _Replacements(files) as written:
         if form == "npy":
-            _write_npy(file, chosen, normalize)
+            _write_npy(written[0], chosen, normalize)
         elif form == "parquet":
-            _write_parquet(file, chosen, normalize)
+            _write_parquet(written[0], chosen, normalize)
         elif form == "faiss":
-            _write_faiss(file, chosen)
-        else:
-            _write_csv(file, chosen)
+            _write_faiss(written[0], chosen)
+        if form != "parquet":
+            _write_csv(written[-1], chosen)
     return Exported(len(chosen.rows), files, chosen.missing)
 
 
@@ -215,18 +214,88 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return normalized(values.astype(np.float32))
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write, which takes its place when all is written and nothing went wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+class _Replacements:
+    """Files that are written beside those they replace, and take their places together once all are whole.
+
+    Their names are fixed, so what a killed process has left is written over by the same call; a lock on each tells such
+    a file from one that a living process writes.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> list[IO[bytes]]:
+        try:
+            for path in self._paths:
+                self._files.append(_opened(_partial(path), path))
+        except BaseException:
+            self._drop()
+            raise
+        return self._files
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._place()
+            elif isinstance(error, OSError):
+                raise write_error(error, self._paths[0]) from error
+        finally:
+            self._drop()
+
+    def _place(self) -> None:
+        """Put the files in place, the last one last; it is removed before, so that no two are there that differ."""
+        path = self._paths[-1]
+        try:
+            for file in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+            if len(self._paths) > 1:
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
+            for path in self._paths:
+                os.replace(_partial(path), path)
+                sync_folder(path.parent)
+        except OSError as error:
+            raise write_error(error, path) from error
+
+    def _drop(self) -> None:
+        for path, file in zip(self._paths, self._files, strict=False):
+            if _is_at(_partial(path), file):
+                _partial(path).unlink()
+            # What could not be written stands in the file's buffer still, and must not be tried again.
+            with suppress(OSError):
+                file.close()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _opened(partial: Path, path: Path) -> IO[bytes]:
+    """Open a file for what is to come to a path; UsageError where a living process is writing it."""
+    while True:
+        try:
+            file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        except OSError as error:
+            raise write_error(error, path) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(partial, file):  # and not put in place since it was opened
+                os.ftruncate(file.fileno(), 0)
+                return file
+        except BlockingIOError:
+            file.close()
+            raise UsageError(f"another process is writing {path}; wait for it, or give another path") from None
+        except OSError as error:
+            file.close()
+            raise write_error(error, path) from error
+        file.close()
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Tell whether an open file is the one of a name."""
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise write_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -19,6 +19,7 @@ from engine.arrays import array_format
 from engine.cache import Cache
 from engine.encoder import load_encoder
 from engine.errors import CacheError, DataError, UsageError
+from engine.upkeep import export
 from jobs import cache_export, cache_import
 from jobs.plain import plain
 from tests import models
@@ -65,8 +66,6 @@ def test_export__of_all_rows_is_what_the_array_holds(cached, tmp_path):
 
 
 def test_export__of_a_data_set_has_a_row_a_sample_with_its_id_and_names_those_without(cached, tmp_path, monkeypatch):
-    from engine.upkeep import export
-
     monkeypatch.setattr(export, "MOST_BLOCK_ROWS", 7)  # several blocks
     cache, dataset = cached
     features = Cache(cache).features(dataset, FIRST, "text")
@@ -108,6 +107,18 @@ def test_export__of_a_damaged_row_leaves_no_file(cached, tmp_path):
     ):
         exported(cache, tmp_path / "rows.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def test_export__beside_another_to_the_same_file_is_refused_and_a_dead_ones_leavings_are_written_over(cached, tmp_path):
+    cache, _ = cached
+    (tmp_path / ".rows.csv.partial").write_bytes(b"x" * 10_000)
+    with export._Replacements([tmp_path / "rows.npy", tmp_path / "rows.csv"]):
+        with pytest.raises(UsageError, match=r"another process is writing .*rows\.npy"):
+            exported(cache, tmp_path / "rows.npy")
+        assert len(list(tmp_path.iterdir())) == 2, "what the other one writes is left alone"
+    exported(cache, tmp_path / "rows.npy", overwrite=True)
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == len(np.load(tmp_path / "rows.npy")) == 19
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "rows.npy"]
 
 
 # -- Import ----------------------------------------------------------------------------------------------------------
