@@ -3,7 +3,8 @@
 Comes in: folders of runs and the ids of samples (and patients). Goes out: the same folders without what is recorded of
 them, and a list of what remains because it cannot be taken apart: heads and towers trained with them, means they are
 part of, files that are no record. A record is theirs where it stands under a name such as "id" or "uri", so numbers
-that happen to equal an id are left alone. Files are replaced whole or not at all; the same call goes on after a kill.
+that happen to equal an id are left alone. Files are replaced whole or not at all. What is under way lies in a folder of
+the run, by which the same call goes on after a kill: it removes what was left, and builds the report that was there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from engine.arrays.durable import write_whole
+from engine.arrays.durable import make_folder, sync_folder, write_plainly, write_whole
 from engine.errors import FluoroscopeError
 from jobs.figure_names import figure_stem
 from jobs.runs import CONFIG_FILE, PROVENANCE_FILE, is_run
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 SAMPLE_NAMES = ("id", "ids", "sample", "samples", "uri")
 GROUP_NAMES = ("group", "groups", "patient")
 REPORT = "report.html"
+SCRATCH = ".forgetting"
 FORGOTTEN = "(forgotten)"
 GONE = object()
 # Arrays of a study's scores.npz, and which of their axes counts samples.
@@ -101,19 +104,31 @@ class _Run:
             self._name_the_rest()
             return
         before = self._done.records
-        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        report, scratch = self._folder / REPORT, self._folder / SCRATCH
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file() and scratch not in path.parents)
         cleaned = [(path, content) for path in files if (content := self._without(path)) is not None]
-        report = self._folder / REPORT
-        had_report = report.is_file() and self._done.records > before
-        if had_report and not self._dry_run:
-            report.unlink()  # first: after a kill none is better than one that shows them
+        had_report = (report.is_file() and self._done.records > before) or (scratch / REPORT).is_file()
+        if not self._dry_run:
+            make_folder(scratch)
+            if had_report:
+                # First: after a kill none is better than one that shows them; the next call knows that there was one.
+                write_plainly(scratch / REPORT, b"")
+                report.unlink(missing_ok=True)
         self._delete_figures()  # before the records, which still say after a kill which ones
-        for path, content in cleaned:
-            if not self._dry_run:
-                write_whole(path, [content], path.parent)
+        if not self._dry_run:
+            self._replace(cleaned, scratch)
         if had_report:
             self._build_report(report)
+        if not self._dry_run:
+            shutil.rmtree(scratch)
         self._name_the_rest()
+
+    def _replace(self, cleaned: Sequence[tuple[Path, bytes]], scratch: Path) -> None:
+        """Put files in the places of those with their records, also for after a power cut."""
+        for path, content in cleaned:
+            write_whole(path, [content], scratch)
+        for folder in sorted({path.parent for path, _ in cleaned}):
+            sync_folder(folder)
 
     def _without(self, path: Path) -> bytes | None:
         """Return a file's content without them, None where it is not about them."""
