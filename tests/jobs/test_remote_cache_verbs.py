@@ -9,13 +9,14 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from engine.cache import Cache
 from engine.errors import CacheError
 from jobs import cache as cache_verbs
-from jobs import doctor, embed, index, search
+from jobs import cache_compact, cache_export, cache_import, cache_remove, doctor, embed, index, search
 from jobs.config import CacheOptions, load_config, save_config
 from jobs.runs import runs_folder
 from tests import models
@@ -98,11 +99,30 @@ def test_read_only__search_and_ls_work_and_embed_refuses_what_is_missing(tmp_pat
         assert doctor.look_at_cache(address).state == "good"
 
 
-def test_upkeep__asks_for_a_folder(folder, model, memory):
-    embedded(folder, model, memory)
-    assert not len(cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory)).damage)  # looking is for all
-    with pytest.raises(CacheError, match="is not a folder of this machine"):
-        cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory, repair=True))
+def test_upkeep__looks_exports_and_imports_anywhere_and_else_asks_for_a_folder(tmp_path, folder, model, memory):
+    encoder = embedded(folder, model, memory).encoder
+    assert not len(cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory)).damage)
+    out = cache_export.run(cache_export.Config(cache=memory, out=tmp_path / "text_emb.npy", kind="text"))
+    captions = [f"image number {number}" for number in range(6)]
+    pd.DataFrame({"caption": captions}).to_parquet(tmp_path / "text_emb.parquet")
+    done = cache_import.run(cache_import.Config(cache=memory, folder=tmp_path, name="theirs", kind="text"))
+    assert out.rows == done.rows["added"].sum() == 6
+    theirs, ours = (Cache(memory).array("text", name) for name in (done.encoder, encoder))
+    np.testing.assert_array_equal(theirs.keys, ours.keys)
+    np.testing.assert_array_equal(theirs.read_all(), ours.read_all())
+    for change in (
+        lambda: cache_verbs.verify(cache_verbs.VerifyConfig(cache=memory, repair=True)),
+        lambda: cache_compact.run(cache_compact.Config(cache=memory)),
+        lambda: cache_remove.rm(cache_remove.RmConfig(cache=memory, encoder=encoder, yes=True)),
+        lambda: cache_remove.forget_samples(
+            cache_remove.ForgetConfig(cache=memory, dataset=f"folder:{folder}", id=["03.png"], yes=True)
+        ),
+        lambda: cache_export.run(
+            cache_export.Config(cache=memory, out=tmp_path / "x.npy", encoder=encoder, dataset=f"folder:{folder}")
+        ),
+    ):
+        with pytest.raises(CacheError, match="is not a folder of this machine"):
+            change()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@
   verify` with array, chunk and rows; `--repair` drops and restores exactly those rows.
 - test_row_numbers: compaction, forgetting and removal give rows other numbers; whoever held the old ones, in memory or
   on their way to a worker, still gets the rows of the same keys.
-- test_upkeep: repair, compaction, removal and forgetting may be killed at any file operation, with a reader beside.
+- test_upkeep: repair, compaction, removal, export, import and forgetting, also in the records of runs, may be killed at
+  any file operation, with a reader beside.
 - test_bad_images: broken PNG, JPEG and DICOM files by the thousand end in a reason each, never in a crash, a hang or a
   zero vector.
 

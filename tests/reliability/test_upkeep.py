@@ -1,37 +1,48 @@
-"""Upkeep: compaction, repair, removal and forgetting survive a kill at any file operation, and a reader beside them."""
+"""Upkeep survives a kill at any file operation, and a reader beside it: compaction, repair, removal, export and import,
+forgetting in the cache and in the records of runs."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from analysis import report
 from engine.arrays import array_format, durable, folder_swap
 from engine.arrays.array_verify import verify_array
 from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.errors import CacheError, UsageError
+from engine.keys import key_of_text
+from engine.upkeep import importing
 from engine.upkeep.compact import compact_array, compact_cache
+from engine.upkeep.export import export_rows
 from engine.upkeep.forget import forget, plan_forgetting
 from engine.upkeep.removal import parts_of, remove_parts
 from engine.upkeep.repair import repair_cache
 from engine.upkeep.usage import sample_tables
 from engine.upkeep.verify import verify_cache
+from jobs.cache_remove import ForgetConfig, forget_samples
 from tests.engine.test_keyed_array import keys_of, rows_of
+from tests.jobs.test_cache_transfer import write_folder
+from tests.jobs.test_cache_upkeep import write_run
 from tests.reliability import small_cache
-from tests.reliability.killing import FORK, Payloads, killed_at, reader_beside
+from tests.reliability.killing import FORK, OPERATIONS, Payloads, killed_at, reader_beside
 from tests.reliability.small_cache import rows_by_key
 
 QUICK, FULL = 9, pytest.param(1, marks=pytest.mark.slow)
+# Commits are killed at every step by test_kill.
+OF_COMMITS = pytest.param(4, marks=pytest.mark.slow)
 
 
 class Whole(NamedTuple):
@@ -74,6 +85,7 @@ def kill_everywhere(
     every: int,
     expected: Payloads,
     unreadable: frozenset[bytes] = frozenset(),
+    counted: Sequence[str] = OPERATIONS,
 ) -> int:
     """Kill an operation at every nth step on copies of a cache, and complete it; return the number of steps.
 
@@ -83,14 +95,14 @@ def kill_everywhere(
         The cache as it is before the operation.
     check : callable(cache, complete)
         Holds what is left after a kill, and after the operation was run again, against what must be.
-    expected, unreadable
-        Of the reader beside, see `killing`.
+    expected, unreadable, counted
+        Of the reader beside, and what is a step; see `killing`.
     """
     step = 0
     while True:
         cache = copied(start, start.with_name("killed"))
         with reader_beside(cache, expected, unreadable):
-            killed = killed_at(step, partial(operation, cache))
+            killed = killed_at(step, partial(operation, cache), counted)
         if killed:
             check(cache, False)
             operation(cache)
@@ -190,6 +202,80 @@ def test_removal_of_an_encoder_killed_anywhere_goes_on_and_leaves_the_others(who
     assert kill_everywhere(both, remove, check, every, everything) > 20
 
 
+def rows_of_export(folder: Path) -> dict[bytes, bytes] | None:
+    """Return the payload by key of what was exported, as a stranger reads it; None where no keys are there (yet)."""
+    if (folder / "rows.parquet").exists():
+        table = pq.read_table(folder / "rows.parquet").to_pydict()
+        values = [np.array(row, np.float16).tobytes() for row in table["embedding"]]
+        return {bytes.fromhex(key): value for key, value in zip(table["key"], values, strict=True)}
+    vectors = np.load(folder / "rows.npy")
+    if not (folder / "rows.csv").exists():
+        return None
+    keys = [line.strip('"') for line in (folder / "rows.csv").read_text().splitlines()[1:]]
+    return {bytes.fromhex(key): row.tobytes() for key, row in zip(keys, vectors, strict=True)}
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet"])
+def test_an_export_killed_anywhere_leaves_no_pair_of_files_that_do_not_belong_together(whole, tmp_path, form):
+    everything = rows_by_key(whole.cache)
+    new = everything["image", small_cache.FIRST]
+    start = copied(whole.cache, tmp_path / "start")
+    out = Path("exports") / f"rows.{form}"
+
+    def export(cache: Path) -> None:
+        array = KeyedArray.open(cache, "image", small_cache.FIRST)
+        export_rows(array.snapshot(), cache / out, form, overwrite=True)
+
+    KeyedArray.create(tmp_path / "older", "image", small_cache.FIRST, (12,), {}).append(
+        keys_of([1, 2, 3]), rows_of([4, 5, 6])
+    )
+    export(tmp_path / "older")
+    shutil.copytree(tmp_path / "older" / "exports", start / "exports")
+    old = rows_of_export(start / "exports")
+    assert old == {
+        key.tobytes(): row.tobytes() for key, row in zip(keys_of([1, 2, 3]), rows_of([4, 5, 6]), strict=True)
+    }
+
+    def check(cache: Path, complete: bool) -> None:
+        found = rows_of_export(cache / "exports")
+        assert found == new if complete else found in (old, new, None)
+        if complete:
+            assert sorted(os.listdir(cache / "exports")) == sorted(os.listdir(start / "exports"))
+
+    # Also before what is written is synced, with nothing of it or all of it in the file.
+    steps = kill_everywhere(start, export, check, 1, everything, counted=[*OPERATIONS, "ftruncate", "fsync"])
+    assert steps >= (9 if form == "npy" else 4), steps
+
+
+@pytest.mark.parametrize("every", [QUICK, OF_COMMITS])
+def test_an_import_killed_anywhere_is_completed_by_the_same_call(whole, tmp_path, every, monkeypatch):
+    monkeypatch.setattr(importing, "ROWS_AT_ONCE", 6)
+    images = whole.cache.parent / "images"
+    vectors = write_folder(tmp_path / "theirs", images)
+    name = "imported-theirs-0123456789ab"
+    keys = {"image": [key.tobytes() for key in Cache(whole.cache).image_keys(whole.dataset)],
+            "text": [key_of_text(f"caption {number}") for number in range(7)]}  # fmt: skip
+    theirs = {
+        (kind, name): {key: row.tobytes() for key, row in zip(keys[kind], vectors * factor, strict=False)}
+        for kind, factor in (("image", 1), ("text", 2))
+    }
+    before = rows_by_key(whole.cache)
+
+    def take_in(cache: Path) -> None:
+        for kind in ("image", "text"):
+            source = importing.find_source(tmp_path / "theirs", kind, root=images)
+            importing.import_rows(source, cache, name, {"name": "theirs"})
+
+    def check(cache: Path, complete: bool) -> None:
+        rows = rows_by_key(cache)
+        assert before.items() <= rows.items() and verify_cache(cache).damage == []
+        for each, wanted in theirs.items():
+            assert rows.get(each, {}).items() <= wanted.items()
+        assert not complete or rows == before | theirs
+
+    assert kill_everywhere(whole.cache, take_in, check, every, before | theirs) > 60
+
+
 @pytest.mark.parametrize("every", [QUICK, FULL])
 def test_forgetting_a_patient_killed_anywhere_is_completed_by_the_same_call(whole, tmp_path, every):
     everything = rows_by_key(whole.cache)
@@ -219,6 +305,42 @@ def test_forgetting_a_patient_killed_anywhere_is_completed_by_the_same_call(whol
             assert len(patients_rows) == 3 and not any(row in file for row in patients_rows for file in files)
 
     assert kill_everywhere(whole.cache, forget_p0, check, every, everything) > 40
+
+
+@pytest.mark.parametrize("every", [QUICK, FULL])
+def test_forgetting_a_patient_in_the_records_of_runs_killed_anywhere_is_completed_by_the_same_call(
+    whole, tmp_path, every, monkeypatch
+):
+    def build_report(folder: Path) -> None:
+        (folder / "report.html").write_text(f"{(folder / 'results.jsonl').read_text()}")
+
+    monkeypatch.setattr(report, "render_report", build_report)
+    start = copied(whole.cache, tmp_path / "start")
+    build_report(write_run(start / "runs" / "20260101-000000-study-0000", "fake:fake"))
+    write_run(start / "runs" / "20260101-000000-cam-0001", "fake:fake")  # a run without a report
+    everything = rows_by_key(whole.cache)
+
+    def forget_p0(cache: Path) -> None:
+        with suppress(UsageError):  # all is done
+            forget_samples(ForgetConfig(cache=cache, dataset="fake", group=["p0"], yes=True))
+
+    def records(cache: Path) -> dict[str, bytes]:
+        paths = [path for path in (cache / "runs").rglob("*") if path.is_file()]
+        return {str(path.relative_to(cache)): path.read_bytes() for path in paths}
+
+    undisturbed = copied(start, tmp_path / "undisturbed")
+    forget_p0(undisturbed)
+    before, after = records(start), records(undisturbed)
+    lines = after["runs/20260101-000000-study-0000/report.html"]
+    assert lines.count(b"\n") == 2 and b'"s2"' in lines and b'"s0"' not in lines and set(after) < set(before)
+
+    def check(cache: Path, complete: bool) -> None:
+        found = records(cache)
+        assert not complete or (found == after and rows_by_key(cache) == rows_by_key(undisturbed))
+        for name in after:  # each as it was or as it is to be, a report in between may be missing or half-built
+            assert name.endswith("report.html") or found[name] in (before[name], after[name]), name
+
+    assert kill_everywhere(start, forget_p0, check, every, everything) > 80
 
 
 def test_forgetting_keeps_and_names_what_others_have_too(whole, tmp_path):
