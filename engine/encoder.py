@@ -110,6 +110,8 @@ class Encoder:
     source : str
         The name that it was loaded by.
     precision : "fp32", "bf16" or "fp16"
+    precision_reason : str
+        Why this one, for the log; see `engine.precision.load_for`.
     device : torch.device
     dim : int
         Length of an embedding.
@@ -139,6 +141,7 @@ class Encoder:
         self.name = files.name
         self.source = files.source
         self.precision = precision
+        self.precision_reason = "as asked for"
         self.device = device
         self.dtype = DTYPES[precision]
         self.tokenizer = tokenizer

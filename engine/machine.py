@@ -96,6 +96,12 @@ def processor_name() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
+def processor_vendor() -> str:
+    """Return the maker as an x86 processor spells it, such as "GenuineIntel" or "AuthenticAMD"; "" elsewhere."""
+    match = re.search(r"^vendor_id\s*:\s*(\S+)", _text_of("/proc/cpuinfo"), re.M)
+    return match[1] if match else ""
+
+
 def instruction_sets() -> list[str]:
     """Return those vector and matrix instruction sets that matter for speed here and that the processor has."""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text_of("/proc/cpuinfo"), re.M)

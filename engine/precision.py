@@ -3,16 +3,21 @@
 Comes in: a model's name, a device, a cache, and some samples. Goes out: a loaded encoder. ``auto`` keeps the precision
 that the cache already holds for this model; else it depends on model and device alone: the fastest that the device
 computes natively and that does not move the embeddings. Whether it moves them is a property of the model: one tower
-gives the same neighbours in bfloat16, another one others for a quarter of its images. So at an encoder's first use some
-samples are computed in float32 too, and a precision whose embeddings lie elsewhere is refused.
+gives the same neighbours in bfloat16, another one others for a quarter of its images.
+
+- A tower, of images or of texts, is compared with float32 where the cache has no row of it yet. An encoder's very first
+  use compares both, whatever it is to embed, so that one precision is found for both.
+- An encoder has one precision. Where one of its towers moves, ``auto`` leaves that precision to both: rows of the other
+  tower stay in the cache, and are computed anew in the next precision.
+- Where several precisions have rows, the one that has images is kept, for those cost most to compute.
+- Where nothing is at hand to compare, ``auto`` takes float32.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +30,7 @@ from engine.dataset import Dataset
 from engine.encoder import Encoder, choose_device, load_encoder
 from engine.errors import ImageError, UsageError
 from engine.features import normalized
-from engine.machine import best_seconds, instruction_sets
+from engine.machine import instruction_sets, processor_vendor
 from engine.model_files import ModelFiles, resolve_model
 
 log = logging.getLogger(__name__)
@@ -34,8 +39,9 @@ SAMPLES = 64
 LEAST_COSINE = 0.999
 # Neighbours whose cosines differ by less than this are equally near: which one comes first says nothing.
 TIE = 1e-4
-# How much faster bfloat16's products must be before it is worth its rounding.
-BFLOAT16_GAIN = 1.25
+TOWERS = ("image", "text")
+# The tower that computes an array of a kind.
+TOWER_OF = {"image": "image", "tokens": "image", "text": "text"}
 
 
 def precisions_for(device: torch.device) -> tuple[str, ...]:
@@ -45,47 +51,15 @@ def precisions_for(device: torch.device) -> tuple[str, ...]:
     return ("bf16", "fp32") if device.type == "cpu" and has_fast_bfloat16() else ("fp32",)
 
 
-@cache
 def has_fast_bfloat16() -> bool:
-    """Tell whether this processor multiplies bfloat16 natively (AMX, AVX512-BF16 or Arm's BF16), and faster for it.
+    """Tell whether this processor multiplies bfloat16 so much faster than float32 that its rounding may be worth it.
 
-    Having the instructions is not enough: without AMX, some processors run them at float32's rate or below it. So a
-    product of a tower's size is timed in both, once a process; where bfloat16 gains, it gains several times the margin.
+    By maker and instruction sets alone, so that a busy machine chooses as an idle one does: AMX (Intel's Xeons from
+    Sapphire Rapids on), and AVX512-BF16 of AMD (from Zen 4 on). Intel's AVX512-BF16 without AMX was measured at
+    float32's rate or below it, and Arm's BF16 not at all; there bfloat16 is for those who ask for it by name.
     """
-    if not {"amx_bf16", "avx512_bf16", "bf16"} & set(instruction_sets()):
-        return False
-    return _seconds_of_product(torch.bfloat16) * BFLOAT16_GAIN < _seconds_of_product(torch.float32)
-
-
-def _seconds_of_product(dtype: torch.dtype) -> float:
-    """Return the least of some times that a layer of 1,600 tokens takes, a batch of 32 in a ViT-B/32."""
-    tokens, weights = torch.ones(1600, 768, dtype=dtype), torch.ones(3072, 768, dtype=dtype)
-    return best_seconds(lambda: torch.nn.functional.linear(tokens, weights), 0.02)
-
-
-def cached_precision(cache: Any, files: ModelFiles, preferred: Sequence[str]) -> str | None:
-    """Return the precision in which a cache holds embeddings of a model; the preferred, else the most used one.
-
-    Parameters
-    ----------
-    cache : path or Storage
-    files : ModelFiles
-    preferred : sequence of str
-        In this order, where it holds several.
-    """
-    rows: dict[str, int] = {}
-    for kind, name in array_folder.list_arrays(cache):
-        if kind not in ("image", "text"):
-            continue
-        array = KeyedArray.open(cache, kind, name)
-        described = array.form.description
-        if all(described.get(part) == value for part, value in files.description.items()):
-            precision = str(described.get("precision"))
-            rows[precision] = rows.get(precision, 0) + len(array)
-    for precision in preferred:
-        if rows.get(precision):
-            return precision
-    return max(rows, key=lambda precision: rows[precision]) if rows else None
+    sets = instruction_sets()
+    return "amx_bf16" in sets or ("avx512_bf16" in sets and processor_vendor() == "AuthenticAMD")
 
 
 def load_for(
@@ -97,6 +71,7 @@ def load_for(
     decoder: str = "exact",
     dataset: Dataset | None = None,
     what: Sequence[str] = ("image",),
+    texts: Sequence[str] = (),
     check: bool = True,
 ) -> Encoder:
     """Load a model in a precision that fits cache, device and model.
@@ -109,11 +84,18 @@ def load_for(
     device, decoder : str
     precision : "auto", "fp32", "bf16" or "fp16"
     dataset : Dataset, optional
-        Samples for the comparison with float32 at the encoder's first use; without one there is none.
+        Samples for the comparison with float32.
     what : sequence of str
-        What is to be embedded: images, texts or both are compared.
+        What is to be embedded: products of `engine.products`.
+    texts : sequence of str
+        What is embedded besides, such as queries; compared where the data set has neither texts nor labels.
     check : bool
         Whether to compare.
+
+    Returns
+    -------
+    Encoder
+        Its `precision_reason` says why.
 
     Raises
     ------
@@ -121,55 +103,122 @@ def load_for(
         The precision that was asked for by name moves the embeddings.
     """
     place, files = choose_device(device), resolve_model(name)
-    candidates = precisions_for(place)
-    if precision == "auto":
-        held = cached_precision(cache, files, candidates)
-        if held is not None:
-            return load_encoder(files, device=device, precision=held, decoder=decoder)
-    else:
-        candidates = (precision, "fp32") if precision != "fp32" else ("fp32",)
-    reference: Encoder | None = None
-    for candidate in candidates:
+
+    def load(candidate: str, reason: str) -> Encoder:
         encoder = load_encoder(files, device=device, precision=candidate, decoder=decoder)
-        if candidate == "fp32" or not check or dataset is None or _was_used(cache, encoder):
+        encoder.precision_reason = reason
+        return encoder
+
+    if precision == "fp32":
+        return load("fp32", "as asked for")
+    rows = list(_rows_of(cache, files))
+    samples, reference, refused = _Samples(dataset, texts), None, ""
+    for candidate, reason in _candidates(precision, place, rows):
+        encoder = load(candidate, refused or reason)
+        if candidate == "fp32" or not check:
             return encoder
-        if reference is None:
-            reference = load_encoder(files, device=device, precision="fp32", decoder=decoder)
-        moved = moved_by(encoder, reference, dataset, what)
-        if not moved:
+        comparison = _comparison(encoder, rows, what, samples, only_asked=precision != "auto")
+        if comparison.samples:
+            reference = reference or load("fp32", "to compare with")
+            moved = moved_by(encoder, reference, comparison.samples)
+            if moved and precision != "auto":
+                raise UsageError(
+                    f"precision {candidate} moves the embeddings of {files.name}: {moved}; use --precision fp32, "
+                    "or auto"
+                )
+            if moved:
+                refused = f"{candidate} moves its embeddings"
+                log.warning("precision %s is not used for %s: %s", candidate, files.name, moved)
+                held = sum(each.rows for each in rows if each.precision == candidate)
+                if held:
+                    log.warning("the cache holds %d rows of it; what of them is needed is computed anew", held)
+                continue
+        if comparison.enough or precision != "auto":
             return encoder
-        if precision != "auto":
-            raise UsageError(
-                f"precision {candidate} moves the embeddings of {files.name}: {moved}; use --precision fp32, or auto"
-            )
-        log.warning("precision %s is not used for %s: %s", candidate, files.name, moved)
+        refused = f"nothing is at hand to compare {candidate} with it"
+        log.warning("precision %s is not used for %s: %s", candidate, files.name, refused)
     raise AssertionError("the last candidate is float32, which is not compared")
 
 
-def moved_by(encoder: Encoder, reference: Encoder, dataset: Dataset, what: Sequence[str]) -> str:
-    """Compare an encoder with itself in float32 on a data set's samples; return how it differs, "" where it does not.
+class _Rows(NamedTuple):
+    """What a cache holds of a model: rows of one tower, by one encoder."""
+
+    tower: str
+    encoder: str
+    precision: str
+    rows: int
+
+
+def _rows_of(cache: Any, files: ModelFiles) -> Iterator[_Rows]:
+    for kind, name in array_folder.list_arrays(cache):
+        if kind not in TOWER_OF:
+            continue
+        array = KeyedArray.open(cache, kind, name)
+        described = array.form.description
+        if len(array) and all(described.get(part) == value for part, value in files.description.items()):
+            encoder = name.rpartition("@")[0] if kind == "tokens" else name
+            yield _Rows(TOWER_OF[kind], encoder, str(described.get("precision")), len(array))
+
+
+def _candidates(precision: str, device: torch.device, rows: Sequence[_Rows]) -> list[tuple[str, str]]:
+    """Return the precisions to try and why each, in this order; float32 is the last."""
+    if precision != "auto":
+        return [(precision, "as asked for"), ("fp32", "")]
+    fitting = precisions_for(device)
+    why = "the fastest that does not move its embeddings" if len(fitting) > 1 else "nothing faster pays on this device"
+    held = _held_precision(rows, fitting)
+    first = [(held, "the cache holds it for this model")] if held is not None else []
+    return first + [(each, why) for each in fitting if each != held]
+
+
+def _held_precision(rows: Sequence[_Rows], preferred: Sequence[str]) -> str | None:
+    """Return the precision in which a cache holds a model: that with images; then the preferred; then the most used."""
+    held = {each.precision for each in rows}
+
+    def rank(precision: str) -> tuple[bool, int, int]:
+        own = [each for each in rows if each.precision == precision]
+        place = preferred.index(precision) if precision in preferred else len(preferred)
+        return any(each.tower == "image" for each in own), -place, sum(each.rows for each in own)
+
+    return max(held, key=rank, default=None)
+
+
+class _Comparison(NamedTuple):
+    """What to compare by tower, and whether that vouches for all that is to be embedded."""
+
+    samples: dict[str, Any]
+    enough: bool
+
+
+def _comparison(
+    encoder: Encoder, rows: Sequence[_Rows], what: Sequence[str], samples: _Samples, *, only_asked: bool
+) -> _Comparison:
+    asked = {TOWER_OF[kind] for product in what if (kind := product.partition("@")[0]) in TOWER_OF}
+    held = {each.tower for each in rows if each.encoder == encoder.id}
+    # The first use decides for both towers; cached pixels are no use of either.
+    due = asked - held if held or only_asked or not asked else set(TOWERS)
+    found = {tower: values for tower in TOWERS if tower in due and len(values := samples.of(tower, encoder))}
+    unknown = {tower for tower in (asked & due) - set(found) if samples.may_have(tower)}
+    return _Comparison(found, not unknown and bool(found or held or not asked))
+
+
+def moved_by(encoder: Encoder, reference: Encoder, samples: Mapping[str, Any]) -> str:
+    """Compare an encoder with itself in float32; return how it differs, "" where it does not.
 
     Parameters
     ----------
     encoder, reference : Encoder
-    dataset : Dataset
-        Up to 64 of its images and texts, spread evenly, are embedded by both.
-    what : sequence of str
-        "text" stands for the texts, anything else for the images.
+    samples : mapping
+        "image": model inputs, (m, h, w, 3) uint8; "text": list of str.
     """
-    checks = []
-    if any(product != "text" for product in what):
-        images = _some_pixels(encoder, dataset)
-        if len(images):
-            checks.append(("images", encoder.encode_pixels(images), reference.encode_pixels(images)))
-    if "text" in what:
-        texts = _some_texts(dataset)
-        if texts:
-            checks.append(("texts", encoder.encode_text(texts), reference.encode_text(texts)))
-    for kind, low, exact in checks:
-        difference = difference_of(as_array(low), as_array(exact))
+    for tower, values in samples.items():
+        low, exact = (
+            as_array(each.encode_pixels(values) if tower == "image" else each.encode_text(values))
+            for each in (encoder, reference)
+        )
+        difference = difference_of(low, exact)
         if difference:
-            return f"of {len(low)} {kind}, {difference}"
+            return f"of {len(low)} {tower}s, {difference}"
     return ""
 
 
@@ -193,17 +242,35 @@ def difference_of(values: np.ndarray, reference: np.ndarray) -> str:
     return ""
 
 
-def _was_used(cache: Any, encoder: Encoder) -> bool:
-    return any(kind in ("image", "text") and name == encoder.id for kind, name in array_folder.list_arrays(cache))
+class _Samples:
+    """Up to 64 images and texts for the comparison, spread evenly over a data set and read once."""
+
+    def __init__(self, dataset: Dataset | None, texts: Sequence[str]) -> None:
+        self._dataset, self._texts = dataset, texts
+        self._found: dict[str, Any] = {}
+
+    def of(self, tower: str, encoder: Encoder) -> Any:
+        """Return a tower's samples: model inputs, (m, h, w, 3) uint8, or a list of texts."""
+        if tower not in self._found:
+            self._found[tower] = (
+                _some_texts(self._dataset, self._texts) if tower == "text" else _some_pixels(encoder, self._dataset)
+            )
+        return self._found[tower]
+
+    def may_have(self, tower: str) -> bool:
+        """Tell whether there may be something for a tower to embed: without a data set nobody knows."""
+        if self._dataset is None:
+            return True
+        if tower == "text":
+            return bool(_some_texts(self._dataset, self._texts))
+        return bool((self._dataset.samples["uri"] != "").any())
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)) if count else np.empty(0, int)
-
-
-def _some_pixels(encoder: Encoder, dataset: Dataset) -> np.ndarray:
+def _some_pixels(encoder: Encoder, dataset: Dataset | None) -> np.ndarray:
     """Return model inputs of up to 64 images, (m, h, w, 3) uint8; those that cannot be had are left to the job."""
     found: list[np.ndarray] = []
+    if dataset is None:
+        return np.empty(0, np.uint8)
     uris = dataset.samples["uri"]
     named = np.flatnonzero((uris != "").to_numpy())
     for position in named[_spread(len(named), 2 * SAMPLES)]:
@@ -218,7 +285,16 @@ def _some_pixels(encoder: Encoder, dataset: Dataset) -> np.ndarray:
     return np.stack(found) if found else np.empty(0, np.uint8)
 
 
-def _some_texts(dataset: Dataset) -> list[str]:
-    texts = dataset.samples["text"]
-    named = np.flatnonzero((texts != "").to_numpy())
-    return list(dict.fromkeys(texts.iloc[position] for position in named[_spread(len(named), SAMPLES)]))
+def _some_texts(dataset: Dataset | None, others: Sequence[str]) -> list[str]:
+    """Return up to 64 different texts: a data set's own, else the names of its labels, else other texts."""
+    if dataset is not None:
+        texts = dataset.samples["text"]
+        named = np.flatnonzero((texts != "").to_numpy())
+        if len(named):
+            return list(dict.fromkeys(texts.iloc[position] for position in named[_spread(len(named), SAMPLES)]))
+    names = dataset.label_names if dataset is not None else ()
+    return [text for text in dict.fromkeys(names or others) if text][:SAMPLES]
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)) if count else np.empty(0, int)

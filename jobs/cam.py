@@ -117,7 +117,7 @@ def run(
     with open_run("cam", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         dataset = opening.open_data(config)
         wanted = _wanted(config, dataset)
-        encoder = opening.load_model(config, config.cache)
+        encoder = opening.load_model(config, config.cache, dataset, texts=config.texts)
         asked = {label for _, of_sample in wanted for label in of_sample}
         labels = [label for label in dataset.label_names if label in asked]
         texts = [text for text in dict.fromkeys(config.texts) if text not in labels]

@@ -101,7 +101,7 @@ def run(
     progress = progress or Progress()
     with open_run("cam-sweep", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         dataset = opening.split_data(opening.open_data(config), config.split)
-        encoder = opening.load_model(config, config.cache)
+        encoder = opening.load_model(config, config.cache, dataset)
         setting = explained_setting(config, encoder, dataset)
         pairs = _pairs(config, setting)
         findings = {

@@ -134,7 +134,7 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
     """
     progress = progress or Progress()
     dataset = opening.open_data(config, config.split)
-    encoder = opening.load_model(config, config.cache, dataset)
+    encoder = opening.load_model(config, config.cache, dataset, ("image",))
     cache = Cache(config.cache)
     report = cache.embed(
         dataset, encoder, ("image",), batch_size=config.batch_size, threads=config.threads, progress=progress

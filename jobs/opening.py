@@ -29,9 +29,25 @@ def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dat
 
 
 def load_model(
-    options: ModelOptions, cache: Any, dataset: Dataset | None = None, what: Sequence[str] = ("image",)
+    options: ModelOptions,
+    cache: Any,
+    dataset: Dataset,
+    what: Sequence[str] = ("image", "text"),
+    texts: Sequence[str] = (),
 ) -> Encoder:
-    """Load the model; with a data set, its precision is compared with float32 at the encoder's first use."""
+    """Load the model; at the first use of its towers its precision is compared with float32.
+
+    Parameters
+    ----------
+    options : ModelOptions
+    cache : path or Storage
+    dataset : Dataset
+        Whose samples are compared.
+    what : sequence of str
+        What the job embeds, prompts among the texts.
+    texts : sequence of str
+        Texts besides the data set's own.
+    """
     return load_for(
         options.model,
         cache,
@@ -40,6 +56,7 @@ def load_model(
         decoder=options.decoder,
         dataset=dataset,
         what=what,
+        texts=texts,
     )
 
 

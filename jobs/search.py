@@ -178,7 +178,10 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     passing = sample_filter.matching(dataset, config.where)
     groups = _groups(dataset, config.one_per)
     if encoder is None:
-        encoder = opening.load_model(config, config.cache)
+        # What is searched through is embedded already; what is embedded now are the queries.
+        queried = ["text"] * bool(asked.text or unwanted.text) + ["image"] * bool(asked.image or unwanted.image)
+        words = [*asked.text, *unwanted.text]
+        encoder = opening.load_model(config, config.cache, dataset, [config.kind, *queried], words)
     dim = cache.array(config.kind, encoder.id).form.row_shape[0]
     queries = search_queries.queries_of(asked, unwanted, config.together, cache, dataset, encoder, dim)
     index = _index(cache, encoder.id, config, len(queries.said))
