@@ -34,6 +34,7 @@ from engine.plan import Plan, make_plan
 from engine.products import product_of
 from engine.row_buffer import COMMIT_SECONDS, Tally
 from engine.sample_keys import SampleKeys, stacked
+from engine.unfinished import UnfinishedJob
 
 
 class Cache:
@@ -165,7 +166,8 @@ class Cache:
             "image" and "text" embeddings, "pixels" (the model's input before mean and standard deviation) and
             "tokens@LAYER" (what enters that block; -1 is the last).
         batch_size : int, optional
-            Of every batch, the last one filled up; 32 on a CPU, 256 elsewhere.
+            Of every batch, the last one filled up; 32 on a CPU, 256 elsewhere. A stopped job that is gone on with
+            keeps its own, unless another one is given.
         threads : int, optional
             Threads that read and decode; as many as there are cores, at most 16.
         commit_rows : int, optional
@@ -177,9 +179,10 @@ class Cache:
         limits : mapping, optional
             ``max_pixels``: larger images are refused (decompression bombs).
         compiled : bool, optional
-            Compile the image tower; by default where the number of images repays it.
+            Compile the image tower; by default as in the stopped job that is gone on with, else where the size of the
+            job repays it.
         settled : callable(plan), optional
-            Told the plan, with nothing left open, before anything is computed.
+            Told the plan, with nothing left open, before images are computed; not where none is left to compute.
         cluster : Cluster, optional
             Workers that compute, see `engine.cluster.start_cluster`; this process unless given.
         progress : callable(name, done, total), optional
@@ -200,6 +203,7 @@ class Cache:
         if isinstance(what, str):
             raise UsageError(f"what is a list of products, such as [{what!r}]")
         products = {product.what: product for product in (product_of(name, encoder) for name in what)}
+        unfinished = UnfinishedJob(self.storage, encoder.id, dataset.name, list(products))
         plan = make_plan(
             encoder,
             batch_size=batch_size,
@@ -208,6 +212,7 @@ class Cache:
             commit_seconds=commit_seconds,
             limits=limits,
             compiled=compiled,
+            kept=unfinished.kept(),
         )
         return embed.embed_dataset(
             self.storage,
@@ -216,6 +221,7 @@ class Cache:
             encoder,
             list(products.values()),
             plan,
+            unfinished,
             rehash=rehash,
             progress=progress,
             settled=settled,

@@ -33,6 +33,7 @@ from engine.products import Product
 from engine.row_buffer import Tally
 from engine.sample_keys import SampleKeys
 from engine.sample_scan import Scan, in_blocks, names_of
+from engine.unfinished import UnfinishedJob
 
 FAILURE_COLUMNS = ["id", "uri", "what", "reason"]
 SECONDS_BETWEEN_TABLES = 120.0
@@ -76,6 +77,7 @@ def embed_dataset(
     encoder: EncoderLike,
     products: Sequence[Product],
     plan: Plan,
+    unfinished: UnfinishedJob,
     *,
     rehash: bool,
     progress: extract.Progress | None,
@@ -84,21 +86,27 @@ def embed_dataset(
 ) -> EmbedReport:
     """Compute and store what is missing; see `engine.cache.Cache.embed`.
 
-    `settled` is told the plan, with nothing left open, before anything is computed.
+    `settled` is told the plan, with nothing left open, before images are computed; `unfinished` keeps it until nothing
+    is left to compute.
     """
     start = time.perf_counter()
     tally = Tally({product.what: 0 for product in products})
     job = _Job(sample_keys, dataset, encoder, tally, progress, cluster)
+
+    def begin(settled_plan: Plan) -> None:
+        unfinished.begin(settled_plan)
+        if settled is not None:
+            settled(settled_plan)
+
     work = Work(cache, dataset.reader, blocks.ordered(products), plan, encoder.id)
     images = replace(work, products=tuple(product for product in work.products if product.kind != "text"))
     texts = replace(work, products=tuple(product for product in work.products if product.kind == "text"))
     failed: list[Failure] = []
     if images.products:
-        failed += job.embed_images(images, rehash, settled)
-    elif settled is not None:
-        settled(plan.settled(encoder, 0))
+        failed += job.embed_images(images, rehash, begin)
     if texts.products:
         failed += job.embed_texts(texts)
+    unfinished.finish()
     failures = _failure_table(dataset, failed)
     return EmbedReport(
         computed=tally.computed,
@@ -125,19 +133,27 @@ class _Job:
     ) -> None:
         self._sample_keys, self._dataset, self._encoder = sample_keys, dataset, encoder
         self._tally, self._progress, self._cluster = tally, progress, cluster
+        self._told = False
+
+    def _tell(self, plan: Plan) -> None:
+        """Say how the job computes, once, where it begins."""
+        if not self._told:
+            plan.say(self._encoder)
+        self._told = True
 
     # -- Images ------------------------------------------------------------------------------------------------------
 
-    def embed_images(self, work: Work, rehash: bool, settled: Callable[[Plan], object] | None) -> list[Failure]:
-        """Compute what is missing of the images; return failures by position."""
+    def embed_images(self, work: Work, rehash: bool, begin: Callable[[Plan], object]) -> list[Failure]:
+        """Compute what is missing of the images, where anything is after a word to `begin`; return failures."""
         scan = self._sample_keys.scan(self._dataset, rehash=rehash)
         lost = ",".join(product.what for product in work.products)
         self._tally.failed_positions = {position: (lost, why) for position, why in scan.failures.items()}
         wanted = self._wanted(work, scan)
         self._check_storage(work, len(wanted), rows_lack=bool(scan.known[wanted].any()))
-        work = replace(work, plan=work.plan.settled(self._encoder, len(wanted)))
-        if settled is not None:
-            settled(work.plan)
+        if len(wanted):
+            work = replace(work, plan=work.plan.settled(self._encoder, len(wanted)))
+            self._tell(work.plan)
+            begin(work.plan)
         try:
             if len(wanted):
                 self._compute(work, self._images(work, scan, wanted), len(wanted), scan)
@@ -226,11 +242,10 @@ class _Job:
         (buffer,) = work.buffers().values()
         wanted = first[buffer.lacks(keys[first])] if len(first) else first
         self._check_storage(work, len(wanted), rows_lack=len(wanted) > 0)
-        work = replace(work, plan=work.plan.settled(self._encoder, 0))
-        texts = (
-            text for _, some in in_blocks(names_of(self._dataset, "text").take(pa.array(wanted))) for text in some
-        )
+        work = replace(work, plan=replace(work.plan, compiled=False, compiled_reason="text towers never are"))
+        texts = (text for _, some in in_blocks(names_of(self._dataset, "text").take(pa.array(wanted))) for text in some)
         if len(wanted):
+            self._tell(work.plan)
             self._compute_texts(work, texts, len(wanted))
         for buffer in work.buffers().values():
             buffer.finish()

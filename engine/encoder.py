@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -342,6 +343,18 @@ class Encoder:
         """Number of parameters: of the image tower, and in all."""
         image = sum(parameter.numel() for parameter in self.model.visual.parameters())
         return {"image": image, "all": sum(parameter.numel() for parameter in self.model.parameters())}
+
+    @cached_property
+    def image_operations(self) -> int:
+        """Multiplications and additions of an image's way through the tower's products and convolutions, about."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        height, width = self.preprocess.size
+        images = self.input_of(np.zeros((1, height, width, 3), np.uint8))
+        # With gradients, for the layers that are fused without them are not counted.
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            self.model.encode_image(images)
+        return int(counter.get_total_flops())
 
     def _exact(self) -> AbstractContextManager[None]:
         """Keep cuDNN from computing float32 convolutions in TF32, which has bfloat16's neighbourhood of precision."""

@@ -1,7 +1,15 @@
 """How an extraction is to run: what only makes it faster or safer, and is not part of any id.
 
 Comes in: what the caller asks for, the encoder, and how many images there are to compute. Goes out: a `Plan`. Batch
-size and compilation also move the last bits of a row, so a job that goes on keeps the plan that it began with.
+size and compilation also move the last bits of a row, so a job that goes on keeps the plan that it began with
+(`engine.unfinished`).
+
+Compiling the image tower has to pay for itself. It has been seen to on processors with AMX in bfloat16 (ViT-B/32: a
+fifth faster), and not elsewhere on processors; on CUDA the forward pass is captured as a graph already, and what
+compiling adds has not been measured. So it is chosen on the former alone, for jobs of `COMPILE_FROM` seconds of
+computing: a sixth of those is more than compiling was seen to take at its slowest (133 s, ViT-B/32 on two busy cores).
+How long a job computes is reckoned from the tower's operations and the cores, not timed, so that the same job on the
+same machine is planned alike.
 """
 
 from __future__ import annotations
@@ -13,13 +21,16 @@ from typing import Any
 
 from engine.decoding import default_threads
 from engine.errors import UsageError
+from engine.machine import instruction_sets, usable_cores
 from engine.row_buffer import COMMIT_SECONDS
 
 log = logging.getLogger(__name__)
 
-# From how many images on compiling the image tower repays its minute or so, by device and precision. On processors
-# without bfloat16 units it gains nothing (0.97 to 1.1 times), on those with them a fifth; see benchmarks/extraction.py.
-COMPILE_FROM = {("cpu", "bf16"): 50_000, ("cuda", "bf16"): 500_000, ("cuda", "fp16"): 500_000}
+# Seconds of computing from which on compiling repays what it takes.
+COMPILE_FROM = 900.0
+# Operations a second that a core with AMX does of a tower in bfloat16: 55 images of ViT-B/32 on two, uncompiled.
+AMX_OPERATIONS = 2.4e11
+GOING_ON = "as in the stopped job that is gone on with"
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,9 @@ class Plan:
     max_pixels : int, optional
         Larger images are refused.
     compiled : bool, optional
-        Compile the image tower's forward pass; decided by the number of images to compute where None.
+        Compile the image tower's forward pass; decided by the size of the job where None.
+    compiled_reason : str
+        Why.
     """
 
     batch_size: int
@@ -47,19 +60,40 @@ class Plan:
     commit_seconds: float = COMMIT_SECONDS
     max_pixels: int | None = None
     compiled: bool | None = None
+    compiled_reason: str = "as asked for"
 
     def settled(self, encoder: Any, images: int) -> Plan:
         """Return the plan of a job that has so many images to compute, with nothing left open."""
         if self.compiled is not None:
             return self
-        device = getattr(getattr(encoder, "device", None), "type", "cpu")
-        pays_from = COMPILE_FROM.get((device, getattr(encoder, "precision", "fp32")))
-        compiled = pays_from is not None and images >= pays_from
-        if compiled:
-            log.info("%d images are enough for compiling the image tower (from %d on)", images, pays_from)
-        elif pays_from is not None:
-            log.info("%d images are too few for compiling the image tower to pay (from %d on)", images, pays_from)
-        return replace(self, compiled=compiled)
+        reason = _why_not_compiled(encoder, images)
+        computing = "the job is long enough to repay it"
+        return replace(self, compiled=not reason, compiled_reason=reason or computing)
+
+    def say(self, encoder: Any) -> None:
+        """Log in one line how a job computes: precision, batches, compiled or not, and why."""
+        log.info(
+            "%s: precision %s (%s), batches of %d, %s (%s)",
+            getattr(encoder, "name", encoder.id),
+            getattr(encoder, "precision", "fp32"),
+            getattr(encoder, "precision_reason", "as asked for"),
+            self.batch_size,
+            "compiled" if self.compiled else "not compiled",
+            self.compiled_reason,
+        )
+
+
+def _why_not_compiled(encoder: Any, images: int) -> str:
+    """Return why compiling the image tower would not pay, "" where it does."""
+    device = getattr(getattr(encoder, "device", None), "type", "cpu")
+    if device == "cuda":
+        return "what compiling gains beside a captured graph has not been measured"
+    if device != "cpu" or getattr(encoder, "precision", "fp32") != "bf16" or "amx_bf16" not in instruction_sets():
+        return "compiling pays in bf16 on a processor with AMX only"
+    seconds = images * encoder.image_operations / (AMX_OPERATIONS * usable_cores())
+    if seconds < COMPILE_FROM:
+        return f"{images:,} images are computed in less than the {COMPILE_FROM:.0f} s from which on compiling pays"
+    return ""
 
 
 def make_plan(
@@ -71,21 +105,27 @@ def make_plan(
     commit_seconds: float = COMMIT_SECONDS,
     limits: Mapping[str, int] | None = None,
     compiled: bool | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Return a plan with its defaults: batches of 32 on a CPU and 256 elsewhere, a thread a core (at most 16)."""
+    """Return a plan with its defaults: batches of 32 on a CPU and 256 elsewhere, a thread a core (at most 16).
+
+    `kept` is what a job that goes on has kept of its plan, and holds where nothing else is asked for.
+    """
     unknown = set(limits or {}) - {"max_pixels"}
     if unknown:
         raise UsageError(f"unknown limit {min(unknown)!r}; known: max_pixels")
     for name, value in (("batch_size", batch_size), ("threads", threads), ("commit_rows", commit_rows)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
+    kept = kept or {}
     return Plan(
-        batch_size or default_batch_size(encoder),
+        batch_size or kept.get("batch_size") or default_batch_size(encoder),
         threads or default_threads(),
         commit_rows,
         commit_seconds,
         (limits or {}).get("max_pixels"),
-        compiled,
+        kept.get("compiled") if compiled is None else compiled,
+        GOING_ON if compiled is None and kept.get("compiled") is not None else "as asked for",
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def run(
     progress = progress or Progress()
     space_maps.check(config.map)
     with open_run("distances", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        material = measuring.prepare(config, record, progress)
+        material = measuring.prepare(config, record, progress, texts=config.texts)
         setting = _bare_setting(material, config.protocol)
         with record.step("distances") as step:
             study_scores.write_distances(material, [setting], config.protocol, record, config.replicates, config.seed)
@@ -187,11 +188,18 @@ def _likeness(
 ) -> list[space.Measure]:
     """Return CKA and Procrustes between the model's space and the second one's, on samples that both have."""
     assert config.against is not None  # asked for
-    encoder = opening.load_model(config.model_copy(update={"model": config.against}), config.cache, material.dataset)
+    second = config.model_copy(update={"model": config.against})
+    encoder = opening.load_model(second, config.cache, material.dataset, ("image",))
     if encoder.id == material.encoder.id:
         raise UsageError(f"--against {config.against!r} is the model itself, encoder {encoder.id}; name another one")
     report = material.cache.embed(
-        material.dataset, encoder, ("image",), batch_size=config.batch_size, threads=config.threads, progress=progress
+        material.dataset,
+        encoder,
+        ("image",),
+        batch_size=config.batch_size,
+        threads=config.threads,
+        settled=partial(record.plan, encoder.id, material.dataset.schema, ("image",)),
+        progress=progress,
     )
     record.fail(report.failures)
     record.note(against={"id": encoder.id, "name": encoder.name, "description": encoder.description})

@@ -1,40 +1,33 @@
 """`fluoro embed`: compute what is missing of a data set, once.
 
 Comes in: a data set, a model, the products asked for. Goes out: rows in the cache, and a run folder with the plan, what
-was computed and reused, what it cost, and what failed. A run that was stopped is gone on with by the same command: its
-batch size, which moves last bits, is taken over.
+was computed and reused, what it cost, and what failed. What was stopped is gone on with by the same command.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic import Field
 
-from engine.arrays.durable import write_plainly
 from engine.cache import Cache
 from engine.cluster import Cluster, start_cluster
 from engine.encoder import Encoder
 from engine.errors import FluoroscopeError
-from engine.plan import Plan
 from engine.row_buffer import COMMIT_SECONDS
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
-from jobs.runs import PROVENANCE_FILE, open_run, runs_folder
+from jobs.runs import open_run
 
 log = logging.getLogger(__name__)
 
-PLAN_FILE = "plan.json"
-# What moves last bits: a run that goes on with another one takes these over.
-KEPT = ("batch_size", "compiled")
 LIMITS = {
     "decode": "reading and decoding images was the limit: more --threads, a faster disk, or cached pixels",
     "encode": "the model was the limit: a GPU, or another --precision",
@@ -139,15 +132,7 @@ def run(
     dataset = opening.open_data(config)
     if encoder is None:
         encoder = opening.load_model(config, config.cache, dataset, config.what)
-    kept = unfinished_plan(runs_folder(config.cache), encoder.id, dataset.schema, config.what)
-    if kept and config.batch_size is None:
-        log.info("going on with a stopped run, by its plan: batches of %s", kept["batch_size"])
     with open_run("embed", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-
-        def write_plan(plan: Plan) -> None:
-            values = {"encoder": encoder.id, "dataset": dataset.schema, "what": list(config.what), **asdict(plan)}
-            write_plainly(record.path(PLAN_FILE), (json.dumps(values, indent=1) + "\n").encode())
-
         record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
         with _cluster(config) as cluster, record.step("embed") as step:
             try:
@@ -155,13 +140,13 @@ def run(
                     dataset,
                     encoder,
                     config.what,
-                    batch_size=config.batch_size or kept.get("batch_size"),
+                    batch_size=config.batch_size,
                     threads=config.threads,
                     commit_seconds=config.commit_seconds,
                     rehash=config.rehash,
                     limits={"max_pixels": config.max_pixels} if config.max_pixels else None,
-                    compiled=kept.get("compiled") if config.compiled is None else config.compiled,
-                    settled=write_plan,
+                    compiled=config.compiled,
+                    settled=partial(record.plan, encoder.id, dataset.schema, config.what),
                     cluster=cluster,
                     progress=progress,
                 )
@@ -194,27 +179,6 @@ def _cluster(config: Config) -> AbstractContextManager[Cluster | None]:
     if config.scheduler is not None:
         return start_cluster(scheduler=config.scheduler)
     return start_cluster(config.workers, threads=config.threads)
-
-
-def unfinished_plan(runs: Path, encoder_id: str, schema: str, what: Sequence[str]) -> dict[str, Any]:
-    """Return batch size and compilation of the latest run of the same work, if that run was not finished."""
-    wanted = {"encoder": encoder_id, "dataset": schema, "what": list(what)}
-    # By time and not by name: ids of one second do not sort by time.
-    plans = sorted(runs.glob(f"*-embed-*/{PLAN_FILE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for folder in (path.parent for path in plans):
-        plan = _read(folder / PLAN_FILE)
-        if {name: plan.get(name) for name in wanted} == wanted:
-            done = _read(folder / PROVENANCE_FILE).get("status") == "done"
-            return {} if done else {name: plan.get(name) for name in KEPT}
-    return {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _kept(cache: Cache, encoder: Encoder, what: Sequence[str]) -> str:

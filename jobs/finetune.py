@@ -9,6 +9,7 @@ the best state; a run that was stopped or killed goes on from there with ``--res
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +171,13 @@ def _embed(
     """Bring one kind of rows of all samples into the cache."""
     with record.step(f"cache {what} of {encoder.name}") as step:
         done = material.cache.embed(
-            material.dataset, encoder, (what,), batch_size=config.batch_size, threads=config.threads, progress=progress
+            material.dataset,
+            encoder,
+            (what,),
+            batch_size=config.batch_size,
+            threads=config.threads,
+            settled=partial(record.plan, encoder.id, material.dataset.schema, (what,)),
+            progress=progress,
         )
         step.items, step.reused, step.bytes = done.computed[what], done.reused[what], done.bytes
     if len(done.failures):

@@ -15,9 +15,7 @@ from typing import Any
 
 from engine.errors import UsageError
 from jobs.config import read_yaml
-from jobs.runs import CONFIG_FILE, PROVENANCE_FILE
-
-PLAN_FILE = "plan.json"
+from jobs.runs import CONFIG_FILE, PLAN_FILE, PROVENANCE_FILE
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,7 @@ def known_runs(runs: Path) -> KnownRuns:
                     str(config.get("precision", "auto")),
                     str(config.get("decoder", "exact")),
                 )
-        plan = _read(folder / PLAN_FILE)
-        if plan:
+        for plan in _read_plans(folder / PLAN_FILE):
             known.plans[plan.get("encoder", ""), plan.get("dataset", "")] = plan
     return known
 
@@ -125,8 +122,18 @@ def _encoders(provenance: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    values = _read_json(path)
     return values if isinstance(values, dict) else {}
+
+
+def _read_plans(path: Path) -> list[dict[str, Any]]:
+    values = _read_json(path)
+    # Runs of earlier versions have one alone.
+    return [plan for plan in (values if isinstance(values, list) else [values]) if isinstance(plan, dict)]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

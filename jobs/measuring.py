@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,8 +74,10 @@ class Measured:
         yield f"run: {self.folder}"
 
 
-def prepare(config: MeasureOptions, run: Run, progress: Progress) -> study_settings.Material:
+def prepare(config: MeasureOptions, run: Run, progress: Progress, *, texts: bool = True) -> study_settings.Material:
     """Open the data, load the encoder and bring the image embeddings, computing those that are missing.
+
+    `texts` tells whether the job may embed texts or prompts too: both towers' precision has to do then.
 
     Raises
     ------
@@ -88,11 +91,17 @@ def prepare(config: MeasureOptions, run: Run, progress: Progress) -> study_setti
         dataset = opening.split_data(dataset, config.split)
         step.items = len(dataset)
     with run.step("load model"):
-        encoder = opening.load_model(config, config.cache, dataset)
+        encoder = opening.load_model(config, config.cache, dataset, ("image", "text") if texts else ("image",))
     cache = Cache(config.cache)
     with run.step("embed images") as step:
         report = cache.embed(
-            dataset, encoder, ("image",), batch_size=config.batch_size, threads=config.threads, progress=progress
+            dataset,
+            encoder,
+            ("image",),
+            batch_size=config.batch_size,
+            threads=config.threads,
+            settled=partial(run.plan, encoder.id, dataset.schema, ("image",)),
+            progress=progress,
         )
         step.items, step.reused, step.bytes = report.computed["image"], report.reused["image"], report.bytes
     run.fail(report.failures)

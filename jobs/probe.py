@@ -36,6 +36,7 @@ from jobs.study_records import number
 
 HEAD_FILE, PROBE_FILE = "probe.npz", "probe.joblib"
 SWEEP_FILE, CONVERGENCE_FILE = "sweep.csv", "convergence.csv"
+KINDS_FROM_TEXT = ("text-prior", "tip-adapter")
 SWEPT = ("auroc_macro", "map", "auroc", "ap")
 
 
@@ -112,7 +113,8 @@ def run(
     if config.protocol == "paper" and own:
         raise UsageError(f"the paper's protocol has one probe of its own; leave out {', '.join(sorted(own))}")
     with open_run("probe", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        material = measuring.prepare(config, record, progress)
+        from_text = config.kind in KINDS_FROM_TEXT and config.protocol == "sound"
+        material = measuring.prepare(config, record, progress, texts=from_text)
         table = pd.DataFrame()
         with record.step("linear probe") as step:
             step.items = len(material.rows("train"))
@@ -151,7 +153,7 @@ def fit(material: study_settings.Material, config: Config) -> tuple[sweeping.Swe
         "label_names": names, "kind": config.kind, "c_grid": config.probe.C, "class_weights": config.class_weight,
         "select": config.select, "encoder_id": material.encoder.id, "seeds": config.seeds,
     }  # fmt: skip
-    if config.kind in ("text-prior", "tip-adapter"):
+    if config.kind in KINDS_FROM_TEXT:
         wanted = prompts.build_prompts(names, config.templates)
         options["text"], _ = wanted.combine(
             material.cache.text_features(wanted.texts, material.encoder), normalize=True

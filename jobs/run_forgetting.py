@@ -96,6 +96,7 @@ class _Run:
 
     def __init__(self, folder: Path, names: Names, dry_run: bool, done: Cleaned) -> None:
         self._folder, self._names, self._dry_run, self._done = folder, names, dry_run, done
+        self._telling = [name for name in names.samples if len(name) >= LEAST_LENGTH]
         self._taken: list[dict[str, Any]] = []
         self._used: set[str] = set()
 
@@ -138,6 +139,7 @@ class _Run:
             ".csv": self._table,
             ".yaml": self._config,
             ".npz": self._scores,
+            ".log": self._log,
         }
         before = self._done.records
         try:
@@ -155,6 +157,13 @@ class _Run:
             if pruned is not GONE:
                 self._used.update(filter(_is_picture, _texts(pruned)))
                 kept.append(json.dumps(pruned, ensure_ascii=False) + "\n")
+        return "".join(kept).encode()
+
+    def _log(self, path: Path) -> bytes:
+        """Return a run's log without the lines that have one of their names in them."""
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not any(name in line for name in self._telling)]
+        self._done.records += len(lines) - len(kept)
         return "".join(kept).encode()
 
     def _document(self, path: Path) -> bytes:
@@ -261,11 +270,10 @@ class _Run:
                 )
         if self._dry_run:
             return
-        wanted = [name for name in self._names.samples if len(name) >= LEAST_LENGTH]
         for path in sorted(self._folder.rglob("*")):
             if path.suffix in TEXTS and path.is_file():
                 text = path.read_text(encoding="utf-8", errors="replace")
-                if any(name in text for name in wanted):
+                if any(name in text for name in self._telling):
                     self._done.remaining.append(f"{path} still mentions them; look into it, and delete it if need be")
 
     def _is_of_their_data(self) -> bool:

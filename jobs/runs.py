@@ -18,8 +18,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,7 @@ from engine import machine
 from engine.arrays.durable import make_folder, write_plainly
 from engine.arrays.storage import LocalStorage, storage_of
 from engine.errors import CacheError, UsageError
+from engine.plan import Plan
 from jobs.config import JobConfig, default_cache, load_config, save_config, user_folder
 from jobs.plain import plain
 
@@ -40,6 +41,10 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 RESULTS_FILE = "results.jsonl"
 FAILURES_FILE = "failures.csv"
+PLAN_FILE = "plan.json"
+LOG_FILE = "run.log"
+# Whose log a run keeps: the project's own, not that of its libraries.
+LOGGERS = ("engine", "analysis", "jobs", "fluoroscope")
 FAILURE_COLUMNS = ("id", "uri", "what", "reason")
 SECONDS_BETWEEN_MEMORY_LOOKS = 0.5
 
@@ -123,6 +128,7 @@ class Run:
         self.failures: list[dict[str, str]] = []
         self._start = time.perf_counter()
         self._lock = threading.Lock()
+        self._log = _RunLog(folder / LOG_FILE)
 
     def path(self, relative: str) -> Path:
         """Return a path in the run folder, its parent made."""
@@ -160,6 +166,15 @@ class Run:
         self.provenance.update(plain(values))
         self._write_provenance()
 
+    def plan(self, encoder: str, dataset: str, what: Sequence[str], plan: Plan) -> None:
+        """Keep how something is embedded: with what batch size, compiled or not and why."""
+        work = {"encoder": encoder, "dataset": dataset, "what": list(what)}
+        path = self.folder / PLAN_FILE
+        # A run that goes on keeps those of what it need not compute again.
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        others = [each for each in there if {name: each.get(name) for name in work} != work]
+        write_plainly(path, (json.dumps([*others, {**work, **asdict(plan)}], indent=1) + "\n").encode())
+
     def fail(self, failures: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
         """Add samples that could not be read or computed: columns id, uri, what, reason."""
         rows = failures.to_dict("records") if isinstance(failures, pd.DataFrame) else failures
@@ -168,11 +183,16 @@ class Run:
         write_plainly(self.folder / FAILURES_FILE, table.encode())
 
     def __enter__(self) -> Run:
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(self._log)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(self._log)
+        self._log.close()
         if kind is not None and issubclass(kind, UsageError) and self._holds_nothing():
             # A mistyped name must not leave a folder that the corrected command then finds in its way.
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -196,7 +216,9 @@ class Run:
             return False
         names = {path.name for path in self.folder.iterdir()}
         lines = (self.folder / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
-        return names <= {CONFIG_FILE, PROVENANCE_FILE, RESULTS_FILE} and all('"kind": "cost"' in line for line in lines)
+        return names <= {CONFIG_FILE, PROVENANCE_FILE, RESULTS_FILE, LOG_FILE} and all(
+            '"kind": "cost"' in line for line in lines
+        )
 
     def _write_provenance(self) -> None:
         text = json.dumps(plain(self.provenance), indent=1, ensure_ascii=False)
@@ -343,6 +365,30 @@ def _cuda() -> Any:
     if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
     return torch.cuda
+
+
+class _RunLog(logging.FileHandler):
+    """What the job says, as lines in its run folder; made with the first of them. One that goes on adds to it.
+
+    A line that cannot be written is lost: a full disk ends the job by itself, and says so.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do not print where a line is lost."""
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            super().close()
 
 
 @dataclass

@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,7 +222,8 @@ def _embed(
     texts = bool((dataset.samples["text"] != "").any())
     for what in [("image", "pixels"), ("text",)] if texts else [("image", "pixels")]:
         with record.step(f"embed {' and '.join(what)}") as step:
-            done = cache.embed(dataset, encoder, what, **_plan(config), progress=progress)
+            settled = partial(record.plan, encoder.id, dataset.schema, what)
+            done = cache.embed(dataset, encoder, what, **_plan(config), settled=settled, progress=progress)
             step.items = done.computed.get(what[0], 0)
             step.reused = done.reused.get(what[0], 0)
             step.bytes = done.bytes
@@ -294,7 +296,10 @@ def _settings(
         return [zero_shot, probe]
 
     def embed(child: encoders.Encoder) -> np.ndarray:
-        done = material.cache.embed(material.dataset, child, ("image",), **_plan(config), progress=progress)
+        settled = partial(record.plan, child.id, material.dataset.schema, ("image",))
+        done = material.cache.embed(
+            material.dataset, child, ("image",), **_plan(config), settled=settled, progress=progress
+        )
         if len(done.failures):
             record.fail(done.failures)
             raise DataError(f"{len(done.failures)} images failed under the fine-tuned encoder; see failures.csv")

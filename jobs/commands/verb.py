@@ -21,6 +21,8 @@ from jobs.commands import group
 from jobs.commands.catalogue import VERBS
 
 OURS = ("engine", "analysis", "jobs", "fluoroscope")
+# How a job computes is said on a terminal too, where other lines below a warning would disturb the display.
+ALWAYS_SAID = ("engine.plan",)
 Options = dict[str, Any]
 
 COMMON = (
@@ -189,7 +191,10 @@ def execute(
 
 
 def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:
-    """Send the log to standard error: through a live display where there is one, as plain lines elsewhere."""
+    """Send the log to standard error: through a live display where there is one, as plain lines elsewhere.
+
+    What is not shown is logged all the same, for a run's folder keeps it.
+    """
     live = hasattr(progress, "console")
     handler: logging.Handler
     if live:
@@ -200,14 +205,18 @@ def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(_is_for_the_user)
+    least = logging.DEBUG if debug else logging.WARNING if quiet or live else logging.INFO
+    handler.addFilter(lambda record: _is_for_the_user(record, least, quiet))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in OURS:
-        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.WARNING if quiet or live else logging.INFO)
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def _is_for_the_user(record: logging.LogRecord) -> bool:
+def _is_for_the_user(record: logging.LogRecord, least: int, quiet: bool) -> bool:
     """Leave out what other libraries say below a warning, also where they have set their own loggers to more."""
-    return record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS
+    if record.levelno >= logging.WARNING:
+        return True
+    shown = record.levelno >= least or (record.name in ALWAYS_SAID and not quiet)
+    return shown and record.name.split(".")[0] in OURS

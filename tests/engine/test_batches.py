@@ -9,7 +9,6 @@ import torch
 from engine.batches import make_runner
 from engine.cache import Cache
 from engine.encoder import load_encoder
-from engine.plan import COMPILE_FROM, make_plan
 from engine.sources import open_dataset
 from tests import models
 from tests.engine.fakes import ArrayReader, FakeEncoder, dataset_of
@@ -58,19 +57,6 @@ def test_one_forward_pass_gives_the_numbers_of_two(tmp_path, build):
         assert torch.equal(both[layer], encoder.tokens(pixels, layer))
     assert set(encoder.encode_batch(pixels, image=False, layers=[1])) == {1}
     assert not any(block._forward_pre_hooks for block in encoder.trunk.blocks)
-
-
-def test_compilation_is_chosen_by_the_size_of_the_job(monkeypatch, caplog):
-    encoder = FakeEncoder()
-    encoder.device, encoder.precision = torch.device("cpu"), "bf16"
-    enough = COMPILE_FROM["cpu", "bf16"]
-    assert make_plan(encoder).settled(encoder, enough).compiled is True
-    with caplog.at_level("INFO", logger="engine.plan"):  # command lines of other tests set levels further up
-        assert make_plan(encoder).settled(encoder, enough - 1).compiled is False
-    assert "too few for compiling" in caplog.text
-    assert make_plan(encoder, compiled=True).settled(encoder, 1).compiled is True
-    encoder.precision = "fp32"  # gains nothing on processors
-    assert make_plan(encoder).settled(encoder, 10**9).compiled is False
 
 
 def test_a_compiled_tower_gives_the_same_embeddings_to_rounding(tmp_path):

@@ -148,6 +148,7 @@ def write_run(folder: Path, schema: str) -> Path:
         for path in (f"{stem}.png", f"maps/{stem}-zero-shot.png", f"thumbnails/{name}.jpg"):
             (folder / path).write_bytes(b"picture")
     np.savez(folder / "head.npz", weights=np.ones(3))
+    (folder / "run.log").write_text("10:00 INFO 3 images\n10:01 WARNING 0000.png is short\n10:02 INFO done\n")
     return folder
 
 
@@ -165,6 +166,7 @@ def test_forget__takes_a_patient_out_of_the_records_of_runs_and_names_what_remai
         {"query": {"text": "odd"}, "hits": [{"id": "s2", "thumbnail": "thumbnails/s2.jpg"}]}
     ]
     assert pd.read_csv(run / "embedding_map.csv")["id"].tolist() == ["s2"]
+    assert (run / "run.log").read_text() == "10:00 INFO 3 images\n10:02 INFO done\n"
     assert yaml.safe_load((run / "config.yaml").read_text())["ids"] == ["s2"]
     assert "s0" not in (run / "provenance.json").read_text() and "--id s2" in (run / "provenance.json").read_text()
     with np.load(run / "scores.npz") as scores:
@@ -174,7 +176,7 @@ def test_forget__takes_a_patient_out_of_the_records_of_runs_and_names_what_remai
     stem = figure_stem("s2", "Odd")
     assert pictures == {f"{stem}.png", f"{stem}-zero-shot.png", "s2.jpg"}
     # Of another data set, so it is left as it is; but it holds a name that reads the same.
-    assert len(done.remaining) == 2 and "two/embedding_map.csv still mentions them" in done.remaining[1]
+    assert len(done.remaining) == 3 and "two/embedding_map.csv still mentions them" in done.remaining[1]
     assert "head.npz may have been trained with them" in done.remaining[0]
     assert before == {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
     assert clean_runs([tmp_path / "runs"], names).records == 0

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from engine import plan, precision
 from engine.cache import Cache
+from engine.encoder import Encoder
 from engine.errors import CacheError, UsageError
 from jobs import cache as cache_verbs
 from jobs import embed, index, search
@@ -72,7 +74,9 @@ def test_embed__says_what_it_did_and_keeps_a_record(cached):
     assert done.failures["uri"].tolist() == ["effusion/broken.png"]
     record = json.loads((done.folder / "provenance.json").read_text())
     assert record["status"] == "done" and record["encoders"][0]["id"] == done.encoder
-    assert json.loads((done.folder / "plan.json").read_text())["batch_size"] == 32
+    (kept,) = json.loads((done.folder / "plan.json").read_text())
+    assert (kept["batch_size"], kept["compiled"], kept["encoder"]) == (32, False, done.encoder)
+    assert "compiling pays in bf16" in kept["compiled_reason"]
     assert pd.read_csv(done.folder / "failures.csv")["what"].tolist() == ["image"]
     said = "\n".join(done.lines())
     assert "image: 12 computed, 1 there already" in said and done.encoder in said
@@ -84,26 +88,33 @@ def test_embed__again_computes_nothing_and_lists_the_failure_again(cached, folde
     assert again.computed == {"image": 0, "text": 0} and len(again.failures) == 1
 
 
-def test_embed__goes_on_with_a_stopped_run_in_its_batches(tmp_path, folder, model, monkeypatch, caplog):
-    real = Cache.embed
-    plans = []
+def test_embed__goes_on_with_a_stopped_run_by_its_plan(tmp_path, folder, model, monkeypatch, caplog):
+    """Compiled, as long as the whole job pays for it, although what is left would not."""
+    monkeypatch.setattr(plan, "instruction_sets", lambda: ["amx_bf16"])
+    monkeypatch.setattr(precision, "moved_by", lambda *arguments: "")
+    monkeypatch.setattr(Encoder, "image_operations", 1)
+    monkeypatch.setattr(Encoder, "compiled", lambda self: compilations.append(self) or self.encode_pixels)
+    monkeypatch.setattr(plan, "COMPILE_FROM", 12 / (plan.AMX_OPERATIONS * plan.usable_cores()))
+    real, compilations = Cache.embed, []
 
-    def stopped(self, *arguments, settled, **options):
-        def note(plan):
-            settled(plan)
-            plans.append((plan.batch_size, plan.compiled))
-            if len(plans) == 1:
+    def stopped(self, *arguments, **options):
+        def press(name, done, total):
+            if done >= 4:
                 raise KeyboardInterrupt
 
-        return real(self, *arguments, settled=note, **options)
+        return real(self, *arguments, **{**options, "progress": press})
 
+    values = config(folder, model, tmp_path, precision="bf16")
     monkeypatch.setattr(Cache, "embed", stopped)
     with pytest.raises(KeyboardInterrupt), caplog.at_level(logging.WARNING):
-        embed.run(config(folder, model, tmp_path, batch_size=5))
-    assert "the same command goes on from there" in caplog.text
-    embed.run(config(folder, model, tmp_path))
-    embed.run(config(folder, model, tmp_path))
-    assert plans == [(5, False), (5, False), (32, False)]
+        embed.run(values.model_copy(update={"batch_size": 4}))
+    assert "the same command goes on from there" in caplog.text and len(compilations) == 1
+    monkeypatch.setattr(Cache, "embed", real)
+    done = embed.run(values)
+    (kept,) = json.loads((done.folder / "plan.json").read_text())
+    assert (kept["batch_size"], kept["compiled"], len(compilations)) == (4, True, 2) and done.computed["image"] < 12
+    (later,) = json.loads((embed.run(values).folder / "plan.json").read_text())  # looks at the broken image again
+    assert (later["batch_size"], later["compiled"]) == (32, False)
 
 
 def test_search__by_text_image_and_sample_against_brute_force(cached, folder, model):

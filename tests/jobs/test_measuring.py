@@ -8,8 +8,12 @@ import pytest
 from PIL import Image
 
 from analysis.heads import LinearHead
-from engine.errors import DataError, UsageError
-from jobs import cli, compare, distances, measuring, probe, zeroshot
+from engine import precision
+from engine.cache import Cache
+from engine.encoder import load_encoder
+from engine.errors import CacheError, DataError, UsageError
+from engine.sources import open_dataset
+from jobs import cli, compare, distances, measuring, probe, search, zeroshot
 from jobs.config import SplitOptions
 from tests import models
 
@@ -77,6 +81,49 @@ def test_zeroshot_reuses_what_the_probe_embedded(common, probed, tmp_path):
     assert pd.isna(costs.loc["embed images", "items"]) and costs.loc["embed images", "reused"] == 160
     labels = measuring.label_table(result.metrics, "Zero-shot")
     assert len(labels) == 14 and labels["positives"].sum() > 0
+
+
+@pytest.fixture
+def texts_move(monkeypatch):
+    """A processor fast in bf16, and a model whose images bear it and whose texts do not; says what was compared."""
+    compared = []
+
+    def moved(encoder, reference, samples):
+        compared.append(set(samples))
+        return "they moved" if "text" in samples else ""
+
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "moved_by", moved)
+    return compared
+
+
+def test_verbs_have_the_towers_compared_that_they_use(common, texts_move, tmp_path):
+    """Whoever embeds prompts too must not get a precision that only images were tried in."""
+    own = {**common, "cache": tmp_path / "cache", "dataset": "phantom:40?seed=5&size=64&enrich=0.15"}
+    cache, images = Cache(own["cache"]), open_dataset(own["dataset"])
+    cache.embed(images, load_encoder(common["model"], device="cpu", precision="bf16"))
+    bf16 = distances.run(distances.Config(**own, texts=False, k=3), out=tmp_path / "distances")
+    assert encoder_of(bf16.folder)["description"]["precision"] == "bf16" and not texts_move
+    found = zeroshot.run(zeroshot.Config(**own), out=tmp_path / "zeroshot")
+    assert encoder_of(found.folder)["description"]["precision"] == "fp32" and texts_move == [{"text"}]
+    (plan,) = json.loads((found.folder / "plan.json").read_text())
+    assert plan["encoder"] == encoder_of(found.folder)["id"] and plan["compiled"] is False
+
+
+def test_search_by_text_does_not_take_a_text_tower_that_was_never_compared(common, texts_move, tmp_path):
+    images = open_dataset("phantom:12?seed=5&size=64")
+    low = load_encoder(common["model"], device="cpu", precision="bf16")
+    Cache(tmp_path).embed(images, low)
+    asked = {name: common[name] for name in ("model", "device")} | {"cache": tmp_path, "dataset": images.schema}
+    found = search.run(search.Config(**asked, id=[str(images.ids[0])]))
+    assert found.encoder == low.id and not texts_move
+    with pytest.raises(CacheError, match=rf"no image rows of .*-fp32-.*it has those of {low.id}"):
+        search.run(search.Config(**asked, text=["a nodule"]))
+    assert texts_move == [{"text"}]
+
+
+def encoder_of(folder):
+    return json.loads((folder / "provenance.json").read_text())["encoders"][0]
 
 
 def test_runs_of_verbs_can_be_compared(common, probed, tmp_path):

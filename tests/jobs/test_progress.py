@@ -88,6 +88,32 @@ def test_live_display_shows_bar_rate_and_remark():
     assert "embed images" in text and "5/10 images" in text and "2.5/s" in text and "could not be read" in text
 
 
+@pytest.mark.parametrize(
+    ("mode", "quiet", "said"),
+    [("live", False, ["a warning", "the plan"]), ("plain", False, ["a line", "a warning", "the plan"]),
+     ("live", True, ["a warning"]), ("plain", True, ["a warning"])],
+)  # fmt: skip
+def test_how_a_job_computes_is_said_on_a_terminal_too(monkeypatch, mode, quiet, said):
+    """What a display leaves out is logged all the same, for the run's folder."""
+    from jobs.commands.verb import OURS, set_up_log
+
+    loggers, stream, records = [logging.getLogger(name) for name in ("", *OURS)], io.StringIO(), []
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logger.level)
+    monkeypatch.setattr(loggers[0], "handlers", [])
+    monkeypatch.setattr("sys.stderr", stream)
+    set_up_log(make_progress(mode, stream), quiet, debug=False)
+    keeper = logging.Handler()
+    monkeypatch.setattr(keeper, "emit", records.append)
+    monkeypatch.setattr(logging.getLogger("engine"), "handlers", [keeper])
+    logging.getLogger("engine.hub").info("a line")
+    logging.getLogger("engine.hub").warning("a warning")
+    logging.getLogger("engine.plan").info("the plan")
+    text = stream.getvalue()
+    assert [words for words in ("a line", "a warning", "the plan") if words in text] == said
+    assert len(records) == 3
+
+
 def test_quiet_says_nothing(said, capsys):
     with make_progress("quiet") as progress, progress.step("x", total=1) as step:
         step.advance()

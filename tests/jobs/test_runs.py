@@ -1,6 +1,7 @@
 """jobs/runs.py: run folders, their provenance, costs and the ways out where a folder exists."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 
 from engine.errors import UsageError
+from engine.plan import Plan
 from jobs.config import JobConfig
+from jobs.known_runs import known_runs
 from jobs.plain import plain
 from jobs.runs import is_run, measured, open_run, run_id
 
@@ -48,6 +51,44 @@ def test_a_failed_run_says_so_and_keeps_its_cost_lines(tmp_path):
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["status"] == "failed" and "the disk is full" in provenance["error"]
     assert lines(tmp_path / "run")[0]["step"] == "embed images"
+
+
+def test_a_run_keeps_its_log_and_one_that_goes_on_adds_to_it(tmp_path):
+    engine, other = logging.getLogger("engine.plan"), logging.getLogger("somebody.else")
+    before = engine.getEffectiveLevel()
+    logging.getLogger("engine").setLevel(logging.INFO)
+    try:
+        for moment in ("first", "second"):
+            with open_run("study", Config(), out=tmp_path / "run", resume=moment == "second"):
+                engine.info("said %s", moment)
+                other.warning("not the project's")
+            engine.info("after the run")
+    finally:
+        logging.getLogger("engine").setLevel(before)
+    kept = (tmp_path / "run" / "run.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in kept] == ["INFO said first", "INFO said second"]
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, capsys):
+    with open_run("study", Config(), out=tmp_path / "run") as run:
+        (run.folder / "run.log").mkdir()
+        logging.getLogger("engine.plan").warning("this line is lost")
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["status"] == "done"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_plans_are_kept_by_work_the_latest_of_each(tmp_path):
+    with open_run("study", Config(), out=tmp_path / "run") as run:
+        run.plan("one", "folder:x", ("image",), Plan(32, 2, compiled=False))
+        run.plan("one", "folder:x", ("image",), Plan(4, 2, compiled=True, compiled_reason="long enough"))
+    with open_run("study", Config(), out=tmp_path / "run", resume=True) as run:
+        run.plan("two", "folder:x", ("image",), Plan(8, 2, compiled=False))
+    kept = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [(each["encoder"], each["batch_size"], each["compiled"]) for each in kept] == [
+        ("one", 4, True), ("two", 8, False),
+    ]  # fmt: skip
+    (tmp_path / "run" / "config.yaml").write_text("model: m\ndataset: folder:x\n")
+    assert known_runs(tmp_path).plans["one", "folder:x"]["compiled_reason"] == "long enough"
 
 
 def test_failures_are_listed(tmp_path):
