@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from analysis.space.rows import gathered
+from analysis.space.rows import gathered, precision_of, rows_of
 from engine.errors import DataError
 
-# 16 MB of float32: a product of this size runs at full speed, and what is done with it mostly stays in cache.
-TILE = 2048
+# 4 MB of float32: a product of this size runs at full speed, what is done with it stays in cache, and little of the
+# half below the diagonal is computed in vain. An accelerator needs larger ones to be busy.
+TILE = 1024
+_TILE_ELSEWHERE = 2048
 # What consumers may keep for all rows at once; above, tiles below the diagonal are computed again instead.
 MEMORY = 2 << 30
 # Squared distance by squared lengths under which float32 has lost too many digits (three of seven).
@@ -56,36 +59,37 @@ class Points:
     Parameters
     ----------
     source : array-like
-        Anything that `analysis.space.rows.rows_of` reads, (n, d).
+        Anything that `analysis.space.rows.rows_of` reads, (n, d), also dask arrays: rows are read block by block into
+        the one float32 table that tiles are made of.
+    order : ndarray of int, (m,), optional
+        Which rows, and in which order; an error names them by their place in the source.
     normalize : bool
         Bring rows to length 1 first.
     device : str
         "cpu", "cuda" or "cuda:N".
     """
 
-    def __init__(self, source: Any, *, normalize: bool = False, device: str = "cpu") -> None:
-        values = gathered(source, normalize=normalize, device=device, dtype=torch.float32)
-        centre = values.mean(dim=0, dtype=torch.float64)
-        values -= centre.to(torch.float32)
-        self.count, self.dimensions = values.shape
+    def __init__(
+        self, source: Any, order: np.ndarray | None = None, *, normalize: bool = False, device: str = "cpu"
+    ) -> None:
+        rows = rows_of(source, normalize=normalize, device=device, dtype=precision_of(source))
+        self.count, self.dimensions = rows.shape if order is None else (len(order), rows.shape[1])
         # One table holds [x, |x|^2, 1]; the other side of a tile is made from it when it is wanted.
         self._left = torch.empty((self.count, self.dimensions + 2), dtype=torch.float32, device=device)
-        self._left[:, : self.dimensions] = values
-        del values
-        # The squares of the rounded points, so that a point's distance to itself is what rounding leaves and no more.
+        values = self._left[:, : self.dimensions]
+        gathered(rows, order, device=device, dtype=torch.float32, out=values)
+        values -= values.mean(dim=0)  # any point near the middle will do
+        # Squared lengths of the rounded points, so that a point's distance to itself is what rounding leaves and no
+        # more.
+        self.squares = torch.empty(self.count, dtype=torch.float32, device=device)
         for start in range(0, self.count, TILE):
-            part = self._left[start : start + TILE]
-            part[:, -2] = part[:, :-2].double().square().sum(dim=1).float()
-        self._left[:, -1] = 1.0
-        if not torch.isfinite(self._left[:, -2]).all():
+            part = slice(start, start + TILE)
+            self.squares[part] = torch.linalg.vector_norm(values[part].double(), dim=1).square_()
+        self._left[:, -2], self._left[:, -1] = self.squares, 1.0
+        if not torch.isfinite(self.squares).all():
             raise DataError(
                 "embeddings are too long for squared distances in float32 (above 1e19); divide them by a constant"
             )
-
-    @property
-    def squares(self) -> torch.Tensor:
-        """Squared lengths of the centred points, (n,) float32."""
-        return self._left[:, -2]
 
     @property
     def device(self) -> torch.device:
@@ -113,10 +117,10 @@ class Points:
             last = min(rows.stop, columns.stop)
             same = torch.arange(first, last, device=tile.device)
             tile[same - rows.start, same - columns.start] = torch.inf
-            if float(tile.min()) < limit:
+            if float(tile.amin(dim=0).min()) < limit:
                 self._mend(tile, rows, columns)
             tile[same - rows.start, same - columns.start] = 0.0
-        elif float(tile.min()) < limit:
+        elif float(tile.amin(dim=0).min()) < limit:
             self._mend(tile, rows, columns)
         return tile
 
@@ -137,19 +141,21 @@ class Points:
         tile.clamp_(min=0.0)
 
 
-def sweep(points: Points, consumers: Sequence[Consumer], *, tile: int = TILE, memory: int = MEMORY) -> None:
+def sweep(points: Points, consumers: Sequence[Consumer], *, tile: int | None = None, memory: int = MEMORY) -> None:
     """Show every pair of points to every consumer.
 
     Parameters
     ----------
     points : Points
     consumers : sequence of Consumer
-    tile : int
-        Rows and columns of a tile.
+    tile : int, optional
+        Rows and columns of a tile; what suits the device unless given.
     memory : int
         Bytes that the consumers may keep for all rows together. Where they need more, rows are finished a tile at a
         time, which computes every tile (not only those above the diagonal).
     """
+    if tile is None:
+        tile = TILE if points.device.type == "cpu" else _TILE_ELSEWHERE
     symmetric = points.count * sum(consumer.bytes_a_row for consumer in consumers) <= memory
     places = [slice(start, min(start + tile, points.count)) for start in range(0, points.count, tile)]
     buffer = torch.empty((min(tile, points.count),) * 2, dtype=torch.float32, device=points.device)

@@ -24,7 +24,6 @@ from analysis.space.classes import checked_classes, class_name
 from analysis.space.measures import Measure, measure
 from analysis.space.pairwise import MEMORY, Points, row_panels, sweep
 from analysis.space.resampling import group_codes, patients_up_to, permuted_rows, resample_weights
-from analysis.space.rows import check_rows
 from engine.errors import DataError
 
 # Samples that the null is drawn on: its cost grows with their square times permutations times classes.
@@ -145,9 +144,8 @@ def silhouette_samples(
         Fewer than two classes.
     """
     classes, kept = checked_classes(features, classes, at_least=2)
-    check_rows(features, normalize=normalize)
     order = kept[np.argsort(classes[kept], kind="stable")]
-    points = Points(_taken(features, order), normalize=normalize, device=device)
+    points = Points(features, order, normalize=normalize, device=device)
     sums = ClassSums(classes[order], np.ones((len(order), 1)), points.device)
     sweep(points, [sums], memory=memory)
     samples = np.full(len(classes), np.nan, dtype=np.float32)
@@ -176,6 +174,7 @@ def silhouette(
     Parameters
     ----------
     features : array-like, (n, d)
+        Anything that `analysis.space.rows.rows_of` reads, also dask arrays: one float32 table of it is held in memory.
     classes : ndarray of int, (n,)
         -1 leaves a sample out.
     groups : ndarray, (n,), optional
@@ -193,11 +192,10 @@ def silhouette(
         Fewer than two classes, shapes that do not fit, values that are not finite.
     """
     classes, kept = checked_classes(features, classes, at_least=2, names=class_names)
-    check_rows(features, normalize=normalize)
     codes = group_codes(groups, len(classes))
     order = kept[np.argsort(classes[kept], kind="stable")]
     whole = len(order) <= interval_samples
-    points = Points(_taken(features, order), normalize=normalize, device=device)
+    points = Points(features, order, normalize=normalize, device=device)
     weights = resample_weights(codes[order], replicates if whole else 0, seed)
     sums = ClassSums(classes[order], weights, points.device)
     sweep(points, [sums], memory=memory)
@@ -206,7 +204,7 @@ def silhouette(
     if not whole and replicates:
         part = order[patients_up_to(_dense(codes[order]), interval_samples, seed)]
         sums = ClassSums(classes[part], resample_weights(codes[part], replicates, seed), points.device)
-        sweep(Points(_taken(features, part), normalize=normalize, device=device), [sums], memory=memory)
+        sweep(Points(features, part, normalize=normalize, device=device), [sums], memory=memory)
         resampled = sums.result()
         drawn, drawn_of_class, drawn_classes = resampled.means[1:], resampled.of_class[1:], classes[part]
     null = None
@@ -263,7 +261,7 @@ def silhouette_null(
         return SilhouetteNull(
             np.full(len(orders), np.nan), np.full((len(orders), number), np.nan), np.bincount(truth, minlength=number)
         )
-    points = Points(_taken(features, part), normalize=normalize, device=device)
+    points = Points(features, part, normalize=normalize, device=device)
     totals = torch.zeros((len(orders), number), dtype=torch.float64, device=device)
     # 128 MB of indicators at a time; the distances are made again for each part, which is small beside the product.
     step = max(1, (1 << 25) // (len(part) * number))
@@ -337,14 +335,6 @@ def silhouette_measures(
             )
         )
     return result
-
-
-def _taken(features: Any, order: np.ndarray) -> Any:
-    """Return some rows in an order, without a copy where they are all rows in their own."""
-    whole = len(order) == features.shape[0] and (len(order) < 2 or (np.diff(order) == 1).all())
-    if whole or not len(order):
-        return features
-    return features[torch.from_numpy(order)] if isinstance(features, torch.Tensor) else features[order]
 
 
 def _dense(codes: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from analysis.space.measures import Measure, measure
 from analysis.space.pairwise import Points, sweep
 from analysis.space.patient_pairs import PatientPairs
 from analysis.space.resampling import group_codes, patients_up_to, permuted_rows, resample_weights
-from analysis.space.rows import BLOCK_ROWS, Shifted, check_rows, gathered, rows_of
+from analysis.space.rows import BLOCK_ROWS, Chosen, Shifted, gathered, rows_of
 from engine.errors import DataError, UsageError
 
 
@@ -53,13 +53,13 @@ class GaussianPotential:
 
     def take(self, rows: slice, columns: slice, tile: torch.Tensor, both: bool) -> None:
         """Add a tile's potentials; a sample's own potential to itself and to its copies is none of two samples."""
-        potential = torch.exp(tile * -self.t)
+        potential = torch.mul(tile, -self.t).exp_()
         if rows.start < columns.stop and columns.start < rows.stop:
             same = torch.arange(max(rows.start, columns.start), min(rows.stop, columns.stop), device=tile.device)
             potential[same - rows.start, same - columns.start] = 0.0
         # Of the data all weights are 1; a product is wanted for resamples alone.
         found = torch.zeros_like(self._totals)
-        found[0] = potential.sum(dtype=torch.float64)
+        found[0] = potential.sum(dim=1).sum(dtype=torch.float64)
         if self.weights.shape[1] > 1:
             products = (potential @ self.weights[columns, 1:]) * self.weights[rows, 1:]
             found[1:] = products.sum(dim=0, dtype=torch.float64)
@@ -119,7 +119,7 @@ def part_resamples(
     """Return uniformity in resamples (R,) of whole patients with at most so many samples, and how many they have."""
     rows = patients_up_to(codes, samples, seed)
     own = np.unique(codes[rows], return_inverse=True)[1]
-    points = Points(features[rows], normalize=True, device=device)
+    points = Points(features, rows, normalize=True, device=device)
     potential = GaussianPotential(t, resample_weights(own, replicates, seed), points.device)
     sweep(points, [potential])
     return potential.result()[1:], len(rows)
@@ -227,9 +227,7 @@ def class_alignment(
     classes, kept = checked_classes(features, classes)
     codes = np.unique(group_codes(groups, len(classes))[kept], return_inverse=True)[1]
     labels = classes[kept]
-    if len(kept) < len(classes):
-        check_rows(features, normalize=True)
-    rows = Shifted(rows_of(features if len(kept) == len(classes) else features[kept], normalize=True, device=device))
+    rows = Shifted(Chosen(rows_of(features, normalize=True, device=device), kept))
     present, own = np.unique(labels, return_inverse=True)
     members = [np.flatnonzero(own == number) for number in range(len(present))]
     patients = PatientPairs(rows, codes)
