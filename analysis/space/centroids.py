@@ -3,7 +3,8 @@
 In come embeddings as blocks of rows, who belongs to which class, and either weights (resamples) or row orders
 (permutations); out come masses, vector sums and sums of squares, and from them centroids and mean distances to them.
 Rows are read once for sums and once more for distances to centroids, so any collection that can be read in blocks will
-do; all is float64.
+do. Products and differences have the precision of the blocks, sums over blocks are float64. So that float32 blocks lose
+nothing by it, rows are looked at from near by: from the mean of the first block, or from their class's centroid.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analysis.space.rows import Rows, Shifted
+from analysis.space.rows import BLOCK_ROWS, Rows, Shifted
 
-# Float64 cells of an indicator block; 32 MB.
+# Cells of an indicator block; 16 MB as float32.
 _CELLS = 1 << 22
 # Above so many classes a product with indicators costs more than adding rows one by one.
 _FEW_CLASSES = 48
@@ -100,24 +101,27 @@ def permuted_sums(rows: Rows, indicator: np.ndarray, orders: np.ndarray) -> Clas
         For each permutation, whose row every sample gets.
     """
     count, labels = len(orders), indicator.shape[1]
-    single = labels > _FEW_CLASSES and bool((indicator.sum(axis=1) == 1).all())
-    own = indicator.argmax(axis=1) if single else None
+    single = bool((indicator.sum(axis=1) == 1).all())
+    own = indicator.argmax(axis=1)
     vectors: torch.Tensor | None = None
     squares = np.zeros((count, labels))
-    step = max(1, _CELLS // (8192 * labels))
+    step = max(1, _CELLS // (BLOCK_ROWS * labels)) if labels <= _FEW_CLASSES or not single else 1
     for place, block in rows.blocks():
         if vectors is None:
             vectors = torch.zeros((count, labels, rows.shape[1]), dtype=torch.float64, device=block.device)
         lengths = block.square().sum(dim=1)
-        for first in range(0, count, 1 if single else step):
-            if own is not None:
-                where = torch.from_numpy(own[orders[first, place]]).to(block.device)
-                vectors[first].index_add_(0, where, block)
-                totals = torch.zeros(labels, dtype=torch.float64, device=block.device)
-                squares[first] += totals.index_add_(0, where, lengths).cpu().numpy()
-                continue
+        for first in range(0, count, step):
             some = orders[first : first + step, place]
-            members = torch.from_numpy(indicator[some.T].reshape(len(block), -1)).to(block)
+            if single and labels > _FEW_CLASSES:
+                where = torch.from_numpy(own[some[0]]).to(block.device)
+                vectors[first] += block.new_zeros((labels, block.shape[1])).index_add_(0, where, block)
+                squares[first] += lengths.new_zeros(labels).index_add_(0, where, lengths).cpu().numpy()
+                continue
+            if single:
+                members = block.new_zeros((len(block), len(some) * labels))
+                members.scatter_(1, _columns(own, some, labels, block.device), 1.0)
+            else:
+                members = torch.from_numpy(indicator[some.T].reshape(len(block), -1)).to(block)
             vectors[first : first + len(some)] += (members.T @ block).view(len(some), labels, -1)
             squares[first : first + len(some)] += (lengths @ members).view(len(some), labels).cpu().numpy()
     mass = np.tile(indicator.sum(axis=0, dtype=np.float64), (count, 1))
@@ -125,32 +129,56 @@ def permuted_sums(rows: Rows, indicator: np.ndarray, orders: np.ndarray) -> Clas
     return ClassSums(mass, mass.copy(), vectors, squares)
 
 
-def weighted_geometry(rows: Rows, labels: np.ndarray, number: int, weights: np.ndarray) -> ClassGeometry:
-    """Return the geometry of classes under weights.
+def plain_geometry(rows: Rows, labels: np.ndarray, number: int) -> ClassGeometry:
+    """Return the geometry of classes as they are (R = 1); every sample must have a class.
 
     Parameters
     ----------
     labels : ndarray of int, (n,)
-        Class of each sample, -1 for none.
+    number : int
+        L.
+    """
+    rows = Shifted(rows)
+    centroids = _class_means(rows, labels, number)
+    counts, widths, scatter = np.bincount(labels, minlength=number)[None] * 1.0, np.zeros(number), np.zeros(number)
+    for place, block in rows.blocks():
+        own = labels[place]
+        apart = centroids.to(block.dtype).index_select(0, torch.from_numpy(own).to(block.device))
+        lengths = torch.linalg.vector_norm(apart.sub_(block), dim=1).double().cpu().numpy()
+        widths += np.bincount(own, lengths, number)
+        scatter += np.bincount(own, lengths**2, number)
+    return _geometry(counts, widths[None], scatter[None], centroids[None], counts)
+
+
+def weighted_geometry(rows: Rows, labels: np.ndarray, number: int, weights: np.ndarray) -> ClassGeometry:
+    """Return the geometry of classes under weights; every sample must have a class.
+
+    Parameters
+    ----------
+    labels : ndarray of int, (n,)
     number : int
         L.
     weights : ndarray, (n, R)
     """
     rows = Shifted(rows)
+    # Seen from its class's centroid a sample is not far from that of a resample, so no digits cancel.
+    origins = _class_means(rows, labels, number)
     members = [np.flatnonzero(labels == label) for label in range(number)]
-    sums = weighted_sums(rows, members, weights)
-    centroids = _centroids(sums)
-    lengths = centroids.square().sum(dim=2)
-    widths, scatter = np.zeros(sums.mass.shape), np.zeros(sums.mass.shape)
-    for place, block in rows.blocks():
-        for label, w, inside in _parts(place, members, weights, block.device):
-            part = block[inside]
-            apart = torch.addmm(part.square().sum(dim=1)[:, None], part, centroids[:, label].T, alpha=-2.0)
-            apart = (apart + lengths[:, label]).clamp_(min=0.0)
-            scatter[:, label] += (apart * w).sum(dim=0).cpu().numpy()
-            widths[:, label] += (apart.sqrt_() * w).sum(dim=0).cpu().numpy()
+    mass = np.stack([_column_sums(weights[each]) for each in members], axis=1)
+    moved = torch.zeros((number, weights.shape[1], rows.shape[1]), dtype=torch.float64, device=origins.device)
+    for label, w, part in _seen_from(origins, rows, members, weights):
+        moved[label] += w.T @ part
+    moved /= torch.from_numpy(np.where(mass > 0, mass, 1.0)).to(moved).T[:, :, None]
+    turned = moved.to(rows.dtype)
+    lengths = turned.square().sum(dim=2)
+    widths, scatter = np.zeros(mass.shape), np.zeros(mass.shape)
+    for label, w, part in _seen_from(origins, rows, members, weights):
+        apart = torch.addmm(part.square().sum(dim=1)[:, None], part, turned[label].T, alpha=-2.0)
+        apart = apart.add_(lengths[label]).clamp_(min=0.0)
+        scatter[:, label] += torch.einsum("br,br->r", apart, w).double().cpu().numpy()
+        widths[:, label] += torch.einsum("br,br->r", apart.sqrt_(), w).double().cpu().numpy()
     distinct = np.stack([(weights[each] > 0).sum(axis=0) for each in members], axis=1)
-    return _geometry(sums.mass, widths, scatter, centroids, distinct)
+    return _geometry(mass, widths, scatter, (origins[:, None] + moved).transpose(0, 1), distinct)
 
 
 def permuted_geometry(rows: Rows, labels: np.ndarray, number: int, orders: np.ndarray) -> ClassGeometry:
@@ -164,20 +192,19 @@ def permuted_geometry(rows: Rows, labels: np.ndarray, number: int, orders: np.nd
     rows = Shifted(rows)
     sums = permuted_sums(rows, (labels[:, None] == np.arange(number)).astype(np.uint8), orders)
     centroids = _centroids(sums)
-    flat = centroids.view(-1, centroids.shape[2])
+    flat = centroids.view(-1, centroids.shape[2]).to(rows.dtype)
     lengths = flat.square().sum(dim=1)
     widths, scatter = (torch.zeros(len(flat), dtype=torch.float64, device=flat.device) for _ in range(2))
-    step = max(1, _CELLS // (8192 * number))
+    step = max(1, _CELLS // (BLOCK_ROWS * number))
     for place, block in rows.blocks():
         squares = block.square().sum(dim=1)[:, None]
         for first in range(0, len(orders), step):
-            own = torch.from_numpy(labels[orders[first : first + step, place]].T.copy()).to(block.device)  # (b, p)
-            own += torch.arange(own.shape[1], device=own.device) * number
+            own = _columns(labels, orders[first : first + step, place], number, block.device)
             some = slice(first * number, (first + own.shape[1]) * number)
             products = (block @ flat[some].T).gather(1, own)
-            apart = (squares - 2 * products + lengths[some][own]).clamp_(min=0.0)
-            scatter[some] += torch.zeros_like(lengths[some]).scatter_add_(0, own.reshape(-1), apart.reshape(-1))
-            widths[some].scatter_add_(0, own.reshape(-1), apart.sqrt_().reshape(-1))
+            apart = (squares - 2 * products + lengths[some][own]).clamp_(min=0.0).double().reshape(-1)
+            scatter[some] += torch.bincount(own.reshape(-1), apart, len(lengths[some]))
+            widths[some] += torch.bincount(own.reshape(-1), apart.sqrt_(), len(lengths[some]))
     shape = sums.mass.shape
     return _geometry(
         sums.mass, widths.view(shape).cpu().numpy(), scatter.view(shape).cpu().numpy(), centroids, sums.mass
@@ -210,6 +237,18 @@ def _geometry(
     return ClassGeometry(mass, widths, np.maximum(scatter, 0.0), between)
 
 
+def _class_means(rows: Rows, labels: np.ndarray, number: int) -> torch.Tensor:
+    """Return the mean of each class, (L, d) float64; 0 for classes without samples."""
+    totals: torch.Tensor | None = None
+    for place, block in rows.blocks():
+        own = torch.from_numpy(labels[place]).to(block.device)
+        sums = block.new_zeros((number, block.shape[1])).index_add_(0, own, block).double()
+        totals = sums if totals is None else totals.add_(sums)
+    assert totals is not None  # rows are at least one
+    counts = np.maximum(np.bincount(labels, minlength=number), 1.0)
+    return totals / torch.from_numpy(counts).to(totals)[:, None]
+
+
 def _centroids(sums: ClassSums) -> torch.Tensor:
     mass = torch.from_numpy(np.where(sums.mass > 0, sums.mass, 1.0)).to(sums.vectors)
     return sums.vectors / mass[:, :, None]
@@ -224,6 +263,22 @@ def _parts(
         if len(here):
             w = torch.from_numpy(weights[here].astype(np.float64)).to(device)
             yield label, w, torch.from_numpy(here - place.start).to(device)
+
+
+def _seen_from(
+    origins: torch.Tensor, rows: Rows, members: Sequence[np.ndarray], weights: np.ndarray
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield the samples of each class in each block: its number, weights (b, R), rows less their origin (b, d)."""
+    near = origins.to(rows.dtype)
+    for place, block in rows.blocks():
+        for label, w, inside in _parts(place, members, weights, block.device):
+            yield label, w.to(block.dtype), block[inside].sub_(near[label])
+
+
+def _columns(own: np.ndarray, orders: np.ndarray, number: int, device: torch.device) -> torch.Tensor:
+    """Return for samples (b,) in permutations (p, b) the column of their class among those of all, (b, p)."""
+    columns = torch.from_numpy(own[orders].T.copy()).to(device)
+    return columns.add_(torch.arange(columns.shape[1], device=device) * number)
 
 
 def _column_sums(weights: np.ndarray) -> np.ndarray:

@@ -17,12 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.space.centroids import ClassGeometry, inter_intra_ratio, permuted_geometry, weighted_geometry
+from analysis.space.centroids import (
+    ClassGeometry,
+    inter_intra_ratio,
+    permuted_geometry,
+    plain_geometry,
+    weighted_geometry,
+)
 from analysis.space.classes import checked_classes, class_name
 from analysis.space.measures import Better, Measure, measure
 from analysis.space.resampling import group_codes, permuted_rows, resample_weights
-from analysis.space.rows import check_rows, rows_of
-from engine.errors import DataError
+from analysis.space.rows import Chosen, Rows, precision_of, rows_of
 
 FIGURES: tuple[tuple[str, Better], ...] = (
     ("inter", "higher"),
@@ -54,45 +59,40 @@ def centroid_measures(
     features : array-like, (n, d)
         Anything that `analysis.space.rows.rows_of` reads; nothing but blocks of it is held in memory.
     classes : ndarray of int, (n,)
-        Every sample has one: of a source of blocks single rows cannot be left out.
+        -1 leaves a sample out.
     groups : ndarray, (n,), optional
     class_names : tuple of str, optional
 
     Raises
     ------
     DataError
-        Fewer than two classes, a sample without one, values that are not finite.
+        Fewer than two classes, values that are not finite.
     """
-    rows = rows_of(features, normalize=normalize, device=device)
-    if (np.asarray(classes) == -1).any() and isinstance(features, np.ndarray):
-        kept = np.flatnonzero(np.asarray(classes) != -1)
-        check_rows(features, normalize=normalize)
-        if len(kept):
-            rows, classes = rows_of(features[kept], normalize=normalize, device=device), np.asarray(classes)[kept]
-            groups = None if groups is None else np.asarray(groups)[kept]
+    rows: Rows = rows_of(features, normalize=normalize, device=device, dtype=precision_of(features))
     labels, kept = checked_classes(rows, classes, at_least=2, names=class_names)
+    codes = group_codes(groups, len(labels))
     if len(kept) < len(labels):
-        raise DataError(f"{len(labels) - len(kept)} samples have no class; leave them out of the embeddings first")
+        rows, labels, codes = Chosen(rows, kept), labels[kept], np.unique(codes[kept], return_inverse=True)[1]
     present, dense = np.unique(labels, return_inverse=True)
     number = len(present)
-    codes = group_codes(groups, len(labels))
-    weights = resample_weights(codes, replicates, seed)
-    geometries = [
-        weighted_geometry(rows, dense, number, weights[:, first : first + _AT_A_TIME])
-        for first in range(0, weights.shape[1], _AT_A_TIME)
-    ]
-    values = np.concatenate([centroid_figures(each) for each in geometries])
-    null = None
+    geometry = plain_geometry(rows, dense, number)
+    value = centroid_figures(geometry)[0]
+    drawn = null = None
+    if replicates:
+        weights = resample_weights(codes, replicates, seed)[:, 1:]
+        some = (weights[:, first : first + _AT_A_TIME] for first in range(0, replicates, _AT_A_TIME))
+        drawn = np.concatenate([centroid_figures(weighted_geometry(rows, dense, number, part)) for part in some])
     if permutations:
         orders = permuted_rows(codes, permutations, seed)
         parts = (orders[first : first + _AT_A_TIME] for first in range(0, permutations, _AT_A_TIME))
         null = np.concatenate([centroid_figures(permuted_geometry(rows, dense, number, part)) for part in parts])
-    notes = _notes(geometries[0], [class_name(int(label), class_names) for label in present])
+    groups_in_all = len(np.unique(codes))
+    notes = _notes(geometry, [class_name(int(label), class_names) for label in present])
     return [
         measure(
-            name, values[0, column], drawn=values[1:, column] if replicates else None,
+            name, value[column], drawn=None if drawn is None else drawn[:, column],
             null=None if null is None else null[:, column], better=better, centred=True, level=level,
-            samples=len(labels), groups=len(np.unique(codes)), note=notes.get(name, ""),
+            samples=len(labels), groups=groups_in_all, note=notes.get(name, ""),
         )
         for column, (name, better) in enumerate(FIGURES)
     ]  # fmt: skip

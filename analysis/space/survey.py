@@ -48,7 +48,8 @@ def measure_space(
 
     Parameters
     ----------
-    features : ndarray or Tensor, (n, d)
+    features : array-like, (n, d)
+        Anything that `analysis.space.rows.rows_of` reads, also dask arrays: one float32 table of it is held in memory.
     classes : ndarray of int, (n,)
         One class a sample, such as the first positive label; -1 for none.
     y : ndarray of 0/1, (n, L)
@@ -74,7 +75,7 @@ def measure_space(
     codes = group_codes(groups, len(classes))
     options: dict[str, Any] = {"replicates": replicates, "permutations": permutations, "seed": seed, "level": level}
     order = np.argsort(classes, kind="stable")
-    points = Points(features[order], normalize=normalize, device=device)
+    points = Points(features, order, normalize=normalize, device=device)
     nearest = neighbours.Nearest(k, codes[order], points.device)
     consumers: list[Consumer] = [nearest]
     whole = len(classes) <= interval_samples
@@ -110,7 +111,7 @@ def measure_space(
     result += [
         each
         for each in scatter.centroid_measures(
-            features[kept], classes[kept], codes[kept], class_names=label_names, normalize=normalize, device=device,
+            features, classes, codes, class_names=label_names, normalize=normalize, device=device,
             **options,
         )
         if each.name in ("davies_bouldin", "fisher_ratio")

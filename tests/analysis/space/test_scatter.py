@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics
 
 from analysis import distances
-from analysis.space import resampling, scatter
+from analysis.space import resampling, rows, scatter
 from engine.errors import DataError, UsageError
 from tests.analysis.space.test_silhouettes import clustered
 
@@ -39,10 +39,10 @@ def test_interval_and_null__equal_scikit_learn_on_resampled_and_permuted_patient
     groups = np.arange(len(classes)) // 2
     found = found_by_name(features, classes, groups, replicates=12, permutations=9, seed=5)
     scores = {"davies_bouldin": metrics.davies_bouldin_score, "fisher_ratio": fisher}
-    rows = [np.repeat(np.arange(60), w.astype(int)) for w in resampling.resample_weights(groups, 12, 5).T[1:]]
+    resampled = [np.repeat(np.arange(60), w.astype(int)) for w in resampling.resample_weights(groups, 12, 5).T[1:]]
     orders = resampling.permuted_rows(groups, 9, 5)
     for name, score in scores.items():
-        drawn = [score(features[chosen], classes[chosen]) for chosen in rows]
+        drawn = [score(features[chosen], classes[chosen]) for chosen in resampled]
         moved = np.percentile(drawn, [2.5, 97.5]) + found[name].value - np.mean(drawn)
         np.testing.assert_allclose([found[name].low, found[name].high], moved, rtol=1e-6)
         assert found[name].null == pytest.approx(
@@ -62,6 +62,44 @@ def test_dask_arrays_blocks_and_callables__give_the_same_numbers():
             )
     with pytest.raises(UsageError, match="only once"):
         scatter.centroid_measures(iter(cut), classes)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_float32__keeps_its_digits_over_several_blocks_far_from_the_origin(monkeypatch, offset):
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 64)
+    features, classes = clustered(6, sizes=(120, 60, 30, 5, 1), width=32, offset=offset)
+    features = (features * 0.1 + offset).astype(np.float32)
+    wide = features.astype(np.float64)
+    groups = np.arange(len(classes)) // 2
+    found = found_by_name(features, classes, groups, replicates=10, permutations=8, seed=2)
+    assert found["davies_bouldin"].value == pytest.approx(metrics.davies_bouldin_score(wide, classes), rel=1e-5)
+    assert found["fisher_ratio"].value == pytest.approx(fisher(wide, classes), rel=1e-5)
+    expected = found_by_name(wide, classes, groups, replicates=10, permutations=8, seed=2)
+    for name, each in expected.items():
+        for field in ("value", "low", "high", "null", "null_low", "null_high", "p"):
+            assert getattr(found[name], field) == pytest.approx(getattr(each, field), rel=1e-4), (name, field)
+
+
+def test_samples_without_a_class__are_left_out_of_blocks_too():
+    features, classes = clustered(7)
+    without = np.where(np.arange(len(classes)) % 4 == 0, -1, classes)
+    kept = without >= 0
+    expected = metrics.davies_bouldin_score(features[kept], without[kept])
+    for source in (features, dask.array.from_array(features, chunks=(17, 3)), [features[:30], features[30:]]):
+        found = found_by_name(source, without, replicates=2, permutations=2)["davies_bouldin"]
+        assert found.value == pytest.approx(expected, rel=1e-9) and found.samples == kept.sum()
+
+
+def test_float32_rows_too_long_to_square__are_refused_and_normalised_ones_are_not():
+    features, classes = clustered(8)
+    features = (features * 1e20).astype(np.float32)
+    with pytest.raises(DataError, match="too long for squared distances in float32"):
+        scatter.centroid_measures(features, classes)
+    for factor in (1.0, 1e-42):
+        found = found_by_name((features * factor).astype(np.float32), classes, normalize=True, replicates=0,
+                              permutations=0)  # fmt: skip
+        unit = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+        assert found["davies_bouldin"].value == pytest.approx(metrics.davies_bouldin_score(unit, classes), rel=1e-4)
 
 
 def test_many_classes__are_summed_one_by_one_to_the_same():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask.array
 import numpy as np
 import pytest
 
@@ -37,6 +38,22 @@ def test_one_look__gives_what_single_functions_give(missing, normalize):
     assert table[["name", "label", "note"]].equals(single[["name", "label", "note"]])
     for column in ("value", "low", "high", "null", "p"):
         np.testing.assert_allclose(table[column], single[column], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_dask_arrays__give_what_arrays_in_memory_give(missing):
+    features, classes = clustered()
+    classes = np.where(np.arange(len(classes)) % 6 == 0, -1, classes) if missing else classes
+    y, groups = (classes[:, None] == np.arange(6)).astype(np.int8), np.arange(len(classes)) // 2
+    blocks = dask.array.from_array(features, chunks=(13, 5))
+    tables = [
+        space.measure_table(
+            survey.measure_space(each, classes, y, groups, label_names=NAMES, k=4, interval_samples=41, **OPTIONS)
+        )
+        for each in (features, blocks)
+    ]
+    for column in ("value", "low", "high", "null", "p"):
+        np.testing.assert_allclose(tables[0][column], tables[1][column], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
