@@ -16,6 +16,7 @@ in a resample with copies everybody would be his own copy's neighbour.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from analysis.space.resampling import group_codes, permuted_rows, resample_weigh
 from engine.errors import DataError, UsageError
 
 HUB_DEVIATIONS = 2.0
+# Columns of a tile of which the nearest is looked at first.
+_TOGETHER = 32
 
 
 class Nearest:
@@ -69,26 +72,34 @@ class Nearest:
 
     def take(self, rows: slice, columns: slice, tile: torch.Tensor, both: bool) -> None:
         """Keep the nearest of a tile's columns, and of its rows, beside those kept before."""
+        barred = self._barred(rows, columns, tile.device)
+        before = tile[barred]
+        tile[barred] = torch.inf
         self._add(rows, columns, tile)
         if both:
             self._add(columns, rows, tile.T)
+        tile[barred] = before
 
     def _add(self, rows: slice, columns: slice, tile: torch.Tensor) -> None:
-        barred = self._barred(rows, columns, tile.device)
-        if barred is not None:
-            before = tile[barred]
-            tile[barred] = torch.inf
-        near, at = torch.topk(tile.contiguous(), min(self.k, tile.shape[1]), dim=1, largest=False, sorted=False)
-        if barred is not None:
-            tile[barred] = before
-        at = at + columns.start
-        if rows.start in self._kept:
-            kept, kept_at = self._kept[rows.start]
-            near, at = torch.cat([kept, near], dim=1), torch.cat([kept_at, at], dim=1)
-            if near.shape[1] > self.k:
-                near, chosen = torch.topk(near, self.k, dim=1, largest=False, sorted=False)
-                at = at.gather(1, chosen)
-        self._kept[rows.start] = near, at
+        if rows.start not in self._kept:
+            some = min(self.k, tile.shape[1])
+            near, at = torch.topk(tile.contiguous(), some, dim=1, largest=False, sorted=False)
+            missing = (0, self.k - some)
+            pad = torch.nn.functional.pad
+            self._kept[rows.start] = pad(near, missing, value=torch.inf), pad(at + columns.start, missing)
+            return
+        near, at = self._kept[rows.start]
+        row, column, value = _nearer(tile, near.amax(dim=1))
+        if len(row):
+            # The new ones stand behind those kept, each row's side by side.
+            counts = torch.bincount(row, minlength=len(near))
+            place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row] + self.k
+            missing = (0, int(counts.max()))
+            near = torch.nn.functional.pad(near, missing, value=torch.inf)
+            at = torch.nn.functional.pad(at, missing)
+            near[row, place], at[row, place] = value, column + columns.start
+            near, chosen = torch.topk(near, self.k, dim=1, largest=False, sorted=False)
+            self._kept[rows.start] = near, at.gather(1, chosen)
 
     def finish(self, rows: slice) -> None:
         """Sort the neighbours of some rows: nearest first, of equally near ones the first."""
@@ -97,14 +108,32 @@ class Nearest:
         near, by_distance = near.gather(1, order).sort(dim=1, stable=True)
         self.rows[rows], self.squares[rows] = at.gather(1, by_distance), near
 
-    def _barred(self, rows: slice, columns: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _barred(self, rows: slice, columns: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the places in a tile of pairs that are no neighbours: of one group, or a sample with itself."""
         if self._grouped:
-            i, j = (self._codes[rows][:, None] == self._codes[columns]).nonzero(as_tuple=True)
-            return (i, j) if len(i) else None
-        if rows.start >= columns.stop or columns.start >= rows.stop:
-            return None
-        same = torch.arange(max(rows.start, columns.start), min(rows.stop, columns.stop), device=device)
+            one, other = self._codes[rows], self._codes[columns]
+            i, j = torch.isin(one, other).nonzero()[:, 0], torch.isin(other, one).nonzero()[:, 0]
+            of_i, of_j = (one[i][:, None] == other[j]).nonzero(as_tuple=True)
+            return i[of_i], j[of_j]
+        first = max(rows.start, columns.start)
+        same = torch.arange(first, max(first, min(rows.stop, columns.stop)), device=device)
         return same - rows.start, same - columns.start
+
+
+def _nearer(tile: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row, column and value of a tile's numbers (b, c) below their row's limit (b,), row by row.
+
+    Most are above it. So the smallest of every 32 columns are looked at first, which costs one reading of the tile; the
+    columns taken together are not side by side but far apart, as minima over whole stretches of memory are quicker.
+    """
+    together = math.gcd(tile.shape[1], _TOGETHER)
+    apart = tile.shape[1] // together
+    least = tile.unflatten(1, (together, apart)).amin(dim=1)
+    row, first = (least < limits[:, None]).nonzero(as_tuple=True)
+    columns = first[:, None] + torch.arange(together, device=tile.device) * apart
+    values = tile[row[:, None], columns]
+    which, member = (values < limits[row][:, None]).nonzero(as_tuple=True)
+    return row[which], columns[which, member], values[which, member]
 
 
 def nearest_neighbours(

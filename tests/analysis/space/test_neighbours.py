@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask.array
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
@@ -13,7 +14,7 @@ from engine.errors import UsageError
 from tests.analysis.space.test_silhouettes import clustered
 
 
-@pytest.mark.parametrize("tile", [5, 2048])
+@pytest.mark.parametrize("tile", [5, 24, 2048])
 def test_neighbours__equal_scikit_learn(monkeypatch, tile):
     monkeypatch.setattr(pairwise.sweep, "__kwdefaults__", {"tile": tile, "memory": pairwise.MEMORY})
     features, _ = clustered()
@@ -23,13 +24,28 @@ def test_neighbours__equal_scikit_learn(monkeypatch, tile):
     np.testing.assert_allclose(apart, expected_apart[:, 1:], rtol=1e-5)
 
 
-def test_samples_of_one_patient__are_not_each_others_neighbours():
+@pytest.mark.parametrize("tile", [5, 32, 2048])
+def test_samples_of_one_patient__are_not_each_others_neighbours(monkeypatch, tile):
+    monkeypatch.setattr(pairwise.sweep, "__kwdefaults__", {"tile": tile, "memory": pairwise.MEMORY})
     features, _ = clustered(1)
     groups = np.arange(len(features)) // 4
     rows, _ = neighbours.nearest_neighbours(features, 6, groups)
     apart = cdist(features, features)
     apart[groups[:, None] == groups] = np.inf
     np.testing.assert_array_equal(rows, np.argsort(apart, axis=1)[:, :6])
+
+
+@pytest.mark.parametrize("memory", [pairwise.MEMORY, 0], ids=["above the diagonal", "all tiles"])
+def test_many_tiles_of_float32_in_blocks__equal_brute_force(monkeypatch, memory):
+    monkeypatch.setattr(pairwise.sweep, "__kwdefaults__", {"tile": 64, "memory": memory})
+    features = np.random.default_rng(8).normal(size=(701, 24)).astype(np.float32) + 3
+    groups = np.random.default_rng(9).permutation(701) // 3
+    expected = cdist(features.astype(np.float64), features.astype(np.float64))
+    expected[groups[:, None] == groups] = np.inf
+    for source in (features, dask.array.from_array(features, chunks=(100, 24))):
+        rows, apart = neighbours.nearest_neighbours(source, 12, groups)
+        np.testing.assert_array_equal(rows, np.argsort(expected, axis=1)[:, :12])
+        np.testing.assert_allclose(apart, np.sort(expected, axis=1)[:, :12], rtol=1e-5)
 
 
 def test_duplicates__find_each_other_and_never_themselves():
