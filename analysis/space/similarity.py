@@ -19,7 +19,7 @@ vectors). Kept for bags of patients, they give every resample by addition.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,15 @@ import torch
 from analysis.bootstrap import resample_counts
 from analysis.space.measures import NAN, Better, Measure, measure
 from analysis.space.resampling import group_codes, merged_groups, patients_up_to, permuted_rows
-from analysis.space.rows import Rows, gathered, rows_of
+from analysis.space.rows import Rows, Shifted, gathered, precision_of, rows_of
 from engine.errors import DataError
 
 NULL_SAMPLES = 5000
 # Memory for the sums of all bags.
 _BAG_BYTES = 512 << 20
 _MOST_BAGS = 200
+# Rows that are put into bags together.
+_BAGGED_ROWS = 1 << 15
 _AT_A_TIME = 20
 _PAIRS = (("x", "x"), ("x", "y"), ("y", "y"))
 
@@ -54,13 +56,22 @@ def linear_cka(x: Any, y: Any, *, unbiased: bool = True, device: str = "cpu") ->
     float
         NaN where the unbiased variance of a space is not above 0 (constant, or too few samples for its dimensions).
     """
-    sums = _BagSums(x, y, None, 1, device)
+    sums = _BagSums(_pair(x, y, device), None)
     return _cka(sums.exact() if unbiased else sums.biased())
 
 
 def procrustes_disparity(x: Any, y: Any, *, device: str = "cpu") -> float:
     """Return the Procrustes disparity of two spaces of the same samples, between 0 and 1; NaN for a constant space."""
-    return _disparity(*_BagSums(x, y, None, 1, device).centred(None))
+    first, second = (Shifted(table) for table in _pair(x, y, device))
+    cross = torch.zeros((first.shape[1], second.shape[1]), dtype=torch.float64, device=device)
+    sums = [torch.zeros(table.shape[1], dtype=torch.float64, device=device) for table in (first, second)]
+    squares = [0.0, 0.0]
+    for _, *tables in joint_blocks(first, second):
+        cross += tables[0].T @ tables[1]
+        for number, table in enumerate(tables):
+            sums[number] += table.sum(dim=0)
+            squares[number] += float(_squares(table).sum())
+    return _disparity(*_centred(cross, sums, squares, first.shape[0]))
 
 
 def space_similarity(
@@ -92,14 +103,19 @@ def space_similarity(
     DataError
         Tables of different length, fewer than 4 samples, values that are not finite.
     """
-    count = int(x.shape[0]) if hasattr(x, "shape") else len(x)
+    pair = _pair(x, y, device)
+    count = pair[0].shape[0]
     codes = group_codes(groups, count)
-    sums = _BagSums(x, y, codes, seed, device)
-    exact = _cka(sums.exact())
-    disparity = _disparity(*sums.centred(None))
+    widths = pair[0].shape[1], pair[1].shape[1]
+    whole = _BagSums(pair, None)
+    exact = _cka(whole.exact())
+    disparity = _disparity(*whole.centred(None))
     drawn = np.full((2, replicates), NAN)
+    bags = merged_groups(codes, _most_bags(*widths), seed)
+    number = int(bags.max()) + 1
     if replicates:
-        counts = resample_counts(np.arange(sums.bags), replicates, seed)[1]
+        sums = _BagSums(pair, bags)
+        counts = resample_counts(np.arange(number), replicates, seed)[1]
         for row, (weights, products) in enumerate(sums.resampled(counts.astype(np.float64))):
             drawn[0, row] = _cka(sums.distinct(weights, products))
             drawn[1, row] = _disparity(*sums.centred(weights, products))
@@ -109,18 +125,23 @@ def space_similarity(
         notes[0] = "undefined: a space is constant, or has too few samples for its dimensions"
     if not math.isfinite(disparity):
         notes[1] = "undefined: a space is constant"
-    elif count < 4 * max(sums.widths):
+    elif count < 4 * max(widths):
         notes[1] = "fewer than 4 samples a dimension: any two spaces can be turned onto each other, see the null"
-    bags = "" if sums.bags == int(codes.max()) + 1 else f"interval: patients in {sums.bags} bags"
+    merged = "" if number == int(codes.max()) + 1 else f"interval: patients in {number} bags"
     figures: tuple[tuple[str, float, Better], ...] = (("cka", exact, "higher"), ("procrustes", disparity, "lower"))
     return [
         measure(
             name, value, drawn=drawn[row] if replicates else None, null=null[row] if permutations else None,
             observed=observed[row], better=better, centred=True, level=level, samples=count,
-            groups=len(np.unique(codes)), null_samples=used, note="; ".join(filter(None, (notes[row], bags))),
+            groups=len(np.unique(codes)), null_samples=used, note="; ".join(filter(None, (notes[row], merged))),
         )
         for row, (name, value, better) in enumerate(figures)
     ]  # fmt: skip
+
+
+def _most_bags(width: int, other: int) -> int:
+    """Return into how many bags patients are put, so that the products of all of them fit into memory."""
+    return max(20, min(_MOST_BAGS, _BAG_BYTES // (4 * (width**2 + width * other + other**2))))
 
 
 class _BagSums:
@@ -129,61 +150,48 @@ class _BagSums:
     For a pair of tables a and b: products sum a b', and of k = |a|^2, l = |b|^2: sum a, sum k, sum k l, sum k b.
     """
 
-    def __init__(self, x: Any, y: Any, codes: np.ndarray | None, seed: int, device: str) -> None:
-        rows = {"x": rows_of(x, device=device), "y": rows_of(y, device=device)}
-        counts = {name: table.shape[0] for name, table in rows.items()}
-        if counts["x"] != counts["y"]:
-            raise DataError(
-                f"{counts['x']} and {counts['y']} rows are no pairs; both spaces need one row a sample, in one order"
-            )
-        self.count = counts["x"]
-        if self.count < 4:
-            raise DataError(f"CKA and Procrustes need at least 4 samples, got {self.count}")
-        self.widths = (rows["x"].shape[1], rows["y"].shape[1])
-        cells = sum(rows[a].shape[1] * rows[b].shape[1] for a, b in _PAIRS)
-        most = max(20, min(_MOST_BAGS, _BAG_BYTES // (4 * cells)))
-        bags = np.zeros(self.count, dtype=np.int64) if codes is None else merged_groups(codes, most, seed)
-        self.bags = int(bags.max()) + 1
-        self.sizes = np.bincount(bags).astype(np.float64)
+    def __init__(self, pair: tuple[Rows, Rows], bags: np.ndarray | None) -> None:
+        self.count = pair[0].shape[0]
+        self.bags = 1 if bags is None else int(bags.max()) + 1
+        self.sizes = np.bincount(np.zeros(self.count, dtype=np.int64) if bags is None else bags).astype(np.float64)
         # One bag is the value alone, which is wanted to the last digits; resamples are not.
-        kept = torch.float64 if self.bags == 1 else torch.float32
-        self._products, self._totals = {}, {}
-        for a, b in _PAIRS:
-            shape = (rows[a].shape[1], rows[b].shape[1])
-            self._products[a + b] = torch.zeros((self.bags, *shape), dtype=kept, device=device)
-            self._totals[a + b] = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._sums = {name: torch.zeros((self.bags, table.shape[1]), dtype=torch.float64, device=device)
-                      for name, table in rows.items()}  # fmt: skip
-        self._squares = {name: np.zeros(self.bags) for name in rows}
-        self._square_products = {a + b: np.zeros(self.bags) for a, b in _PAIRS}
-        self._moments = {k + b: torch.zeros((self.bags, rows[b].shape[1]), dtype=torch.float64, device=device)
-                         for k in rows for b in rows}  # fmt: skip
-        self._read(rows, bags)
+        kept = torch.float64 if bags is None else torch.float32
+        # Neither measure changes with a shift, and near the centre fewer digits are lost.
+        rows = dict(zip("xy", (Shifted(table) for table in pair), strict=True))
+        blocks = joint_blocks(rows["x"], rows["y"])
+        for place, *tables in blocks if bags is None else _larger(blocks, _BAGGED_ROWS):
+            if place.start == 0:
+                self._make_room({name: table.shape[1] for name, table in rows.items()}, kept, tables[0].device)
+            if bags is None:
+                self._add(0, dict(zip("xy", tables, strict=True)))
+                continue
+            order = np.argsort(bags[place], kind="stable")
+            present, starts = np.unique(bags[place][order], return_index=True)
+            inside = torch.from_numpy(order).to(tables[0].device)
+            parts = (torch.tensor_split(table[inside], starts[1:].tolist()) for table in tables)
+            for bag, x, y in zip(present, *parts, strict=True):
+                self._add(bag, {"x": x, "y": y})
 
-    def _read(self, rows: dict[str, Rows], bags: np.ndarray) -> None:
-        offsets: dict[str, torch.Tensor] = {}
-        for place, x, y in joint_blocks(rows["x"], rows["y"]):
-            tables = {"x": x, "y": y}
-            for name, table in tables.items():
-                # Neither measure changes with a shift, and near the centre fewer digits are lost.
-                offset = offsets.setdefault(name, table.mean(dim=0))
-                tables[name] = table - offset
-            here = bags[place]
-            for bag in np.unique(here):
-                inside = torch.from_numpy(np.flatnonzero(here == bag)).to(x.device)
-                part = {name: table[inside] for name, table in tables.items()}
-                squares = {name: table.square().sum(dim=1) for name, table in part.items()}
-                for name, table in part.items():
-                    self._sums[name][bag] += table.sum(dim=0)
-                    self._squares[name][bag] += float(squares[name].sum())
-                for a, b in _PAIRS:
-                    product = part[a].T @ part[b]
-                    self._totals[a + b] += product
-                    self._products[a + b][bag] += product
-                    self._square_products[a + b][bag] += float(squares[a] @ squares[b])
-                for k in part:
-                    for b in part:
-                        self._moments[k + b][bag] += squares[k] @ part[b]
+    def _make_room(self, widths: dict[str, int], kept: torch.dtype, device: torch.device) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+            return torch.zeros((self.bags, *shape), dtype=dtype, device=device)
+
+        self._products = {a + b: zeros(widths[a], widths[b], dtype=kept) for a, b in _PAIRS}
+        self._sums = {name: zeros(width) for name, width in widths.items()}
+        self._moments = {k + b: zeros(widths[b]) for k in widths for b in widths}
+        self._squares = {name: np.zeros(self.bags) for name in widths}
+        self._square_products = {a + b: np.zeros(self.bags) for a, b in _PAIRS}
+
+    def _add(self, bag: int, tables: dict[str, torch.Tensor]) -> None:
+        squares = {name: _squares(table) for name, table in tables.items()}
+        for name, table in tables.items():
+            self._sums[name][bag] += table.sum(dim=0)
+            self._squares[name][bag] += float(squares[name].sum())
+            for k, of_k in squares.items():
+                self._moments[k + name][bag] += of_k.to(table.dtype) @ table
+        for a, b in _PAIRS:
+            self._products[a + b][bag] += tables[a].T @ tables[b]
+            self._square_products[a + b][bag] += float(squares[a] @ squares[b])
 
     def exact(self) -> dict[str, float]:
         """Return the unbiased HSIC of each pair (Song et al. 2012, equation 5)."""
@@ -211,7 +219,7 @@ class _BagSums:
         second = float(weights**2 @ self.sizes)
         third = float((weights * (mass - weights) ** 2) @ self.sizes)
         if mass**2 - second <= 0:
-            return dict.fromkeys(self._totals, NAN)
+            return dict.fromkeys(self._products, NAN)
         number = mass**2 - second
         return {
             pair: both / number + of_k * of_l / number**2 - 2 * through / third
@@ -222,7 +230,7 @@ class _BagSums:
         """Return HSIC of centred features, squared Frobenius norms of the cross products, up to one factor."""
         sums = {name: each.sum(dim=0) for name, each in self._sums.items()}
         return {
-            a + b: float((self._totals[a + b] - torch.outer(sums[a], sums[b]) / self.count).square().sum())
+            a + b: float((self._products[a + b][0] - torch.outer(sums[a], sums[b]) / self.count).square().sum())
             for a, b in _PAIRS
         }
 
@@ -231,15 +239,9 @@ class _BagSums:
     ) -> tuple[torch.Tensor, float, float]:
         """Return the cross product of the centred tables and their squared sizes."""
         w = np.ones(self.bags) if weights is None else weights
-        mass = float(w @ self.sizes)
-        x, y = (self._weighted(self._sums[name], w) for name in ("x", "y"))
-        cross = (products or self._totals)["xy"] - torch.outer(x, y) / mass
-        sizes = []
-        for name, total in (("x", x), ("y", y)):
-            whole = float(w @ self._squares[name])
-            size = whole - float(total.square().sum()) / mass
-            sizes.append(size if size > 1e-12 * whole else 0.0)  # what rounding leaves of a constant space is no size
-        return cross, sizes[0], sizes[1]
+        cross = self._products["xy"][0] if products is None else products["xy"]
+        sums = [self._weighted(each, w) for each in self._sums.values()]
+        return _centred(cross, sums, [float(w @ each) for each in self._squares.values()], float(w @ self.sizes))
 
     def _pair_sums(
         self, weights: np.ndarray | None, products: dict[str, torch.Tensor] | None = None
@@ -251,7 +253,7 @@ class _BagSums:
         totals = {name: float(each.square().sum()) - squares[name] for name, each in sums.items()}
         result = {}
         for a, b in _PAIRS:
-            product = (products or self._totals)[a + b]
+            product = self._products[a + b][0] if products is None else products[a + b]
             diagonal = float(w**2 @ self._square_products[a + b])
             both = float(product.square().sum()) - diagonal
             through = float(sums[a] @ product @ sums[b])
@@ -278,6 +280,55 @@ def joint_blocks(x: Rows, y: Rows) -> Iterator[tuple[slice, torch.Tensor, torch.
             count = min(len(block), len(waiting))
             yield slice(start, start + count), block[:count], waiting[:count]
             block, waiting, start = block[count:], waiting[count:], start + count
+
+
+def _larger(
+    blocks: Iterator[tuple[slice, torch.Tensor, torch.Tensor]], least: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Yield blocks put together to so many rows at least, so that each bag has enough of them for a product."""
+    waiting: list[tuple[slice, torch.Tensor, torch.Tensor]] = []
+    for block in blocks:
+        waiting.append(block)
+        if block[0].stop - waiting[0][0].start >= least:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(blocks: list[tuple[slice, torch.Tensor, torch.Tensor]]) -> tuple[slice, torch.Tensor, torch.Tensor]:
+    places, first, second = zip(*blocks, strict=True)
+    return slice(places[0].start, places[-1].stop), torch.cat(first), torch.cat(second)
+
+
+def _pair(x: Any, y: Any, device: str) -> tuple[Rows, Rows]:
+    """Return two tables of the same samples, float32 where both are that or shorter."""
+    short = all(precision_of(each) == torch.float32 for each in (x, y))
+    first, second = (rows_of(each, device=device, dtype=torch.float32 if short else torch.float64) for each in (x, y))
+    count = first.shape[0]
+    if count != second.shape[0]:
+        raise DataError(
+            f"{count} and {second.shape[0]} rows are no pairs; both spaces need one row a sample, in one order"
+        )
+    if count < 4:
+        raise DataError(f"CKA and Procrustes need at least 4 samples, got {count}")
+    return first, second
+
+
+def _squares(table: torch.Tensor) -> torch.Tensor:
+    """Return squared lengths of rows, float64."""
+    return torch.linalg.vector_norm(table, dim=1).double().square_()
+
+
+def _centred(
+    cross: torch.Tensor, sums: Sequence[torch.Tensor], squares: Sequence[float], mass: float
+) -> tuple[torch.Tensor, float, float]:
+    """Return the cross product and squared sizes of two tables as they are once centred."""
+    sizes = []
+    for whole, total in zip(squares, sums, strict=True):
+        size = whole - float(total.square().sum()) / mass
+        sizes.append(size if size > 1e-12 * whole else 0.0)  # what rounding leaves of a constant space is no size
+    return cross - torch.outer(sums[0], sums[1]) / mass, sizes[0], sizes[1]
 
 
 def _cka(hsic: dict[str, float]) -> float:
@@ -307,7 +358,7 @@ def _null(
     inside = torch.from_numpy(part).to(device)
     tables = [gathered(each, device=device, dtype=torch.float32)[inside].double() for each in (x, y)]
     tables = [table - table.mean(dim=0) for table in tables]
-    sums = _BagSums(tables[0], tables[1], None, seed, device)
+    sums = _BagSums((rows_of(tables[0], device=device), rows_of(tables[1], device=device)), None)
     hsic, (_, x_size, y_size) = sums.exact(), sums.centred(None)
     # Centred tables have no sums, so of HSIC's terms only those of the diagonals are left beside the cross product.
     k, l = (table.square().sum(dim=1) for table in tables)  # noqa: E741

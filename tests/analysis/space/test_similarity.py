@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial import procrustes
 from scipy.stats import special_ortho_group
 
-from analysis.space import resampling, similarity
+from analysis.space import resampling, rows, similarity
 from engine.errors import DataError
 
 
@@ -40,6 +40,30 @@ def test_cka__equals_the_kernel_definition(widths):
     x, y = (each[:, :width] for each, width in zip(spaces(), widths, strict=True))
     assert similarity.linear_cka(x, y) == pytest.approx(cka(x, y), abs=1e-10)
     assert similarity.linear_cka(x, y, unbiased=False) == pytest.approx(cka(x, y, plain_hsic), abs=1e-10)
+
+
+@pytest.mark.parametrize("other", [np.float32, np.float64])
+def test_float32__equals_the_definitions_to_its_digits(monkeypatch, other):
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 16)
+    x, y = spaces(8, width=12)
+    x, y = (x + 20).astype(np.float32), y.astype(other)
+    wide = x.astype(np.float64), y.astype(np.float64)
+    assert similarity.linear_cka(x, y) == pytest.approx(cka(*wide), abs=1e-5)
+    assert similarity.procrustes_disparity(x, y) == pytest.approx(procrustes(*wide)[2], abs=1e-5)
+
+
+def test_interval_of_procrustes__is_that_of_resampled_patients(monkeypatch):
+    monkeypatch.setattr(similarity, "_BAGGED_ROWS", 16)
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 7)
+    x, y = spaces(9)
+    groups = np.arange(90) // 2
+    found = similarity.space_similarity(x, y, groups, replicates=20, permutations=0, seed=4)[1]
+    drawn = []
+    for w in resampling.resample_weights(groups, 20, 4).T[1:]:
+        chosen = np.repeat(np.arange(90), w.astype(int))
+        drawn.append(procrustes(x[chosen], y[chosen])[2])
+    moved = np.percentile(drawn, [2.5, 97.5]) + found.value - np.mean(drawn)
+    np.testing.assert_allclose([found.low, found.high], moved, atol=1e-5)
 
 
 def test_procrustes__equals_scipy_and_pads_the_narrower_space():
