@@ -242,8 +242,11 @@ def _class_means(rows: Rows, labels: np.ndarray, number: int) -> torch.Tensor:
     totals: torch.Tensor | None = None
     for place, block in rows.blocks():
         own = torch.from_numpy(labels[place]).to(block.device)
-        sums = block.new_zeros((number, block.shape[1])).index_add_(0, own, block).double()
-        totals = sums if totals is None else totals.add_(sums)
+        if number <= _FEW_CLASSES:
+            sums = block.new_zeros((number, len(block))).scatter_(0, own[None], 1.0) @ block
+        else:
+            sums = block.new_zeros((number, block.shape[1])).index_add_(0, own, block)
+        totals = sums.double() if totals is None else totals.add_(sums)
     assert totals is not None  # rows are at least one
     counts = np.maximum(np.bincount(labels, minlength=number), 1.0)
     return totals / torch.from_numpy(counts).to(totals)[:, None]

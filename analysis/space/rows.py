@@ -47,6 +47,7 @@ class _Blocks:
     ) -> None:  # fmt: skip
         self.shape, self.dtype = shape, dtype
         self._read, self._normalize, self._device, self._origin = read, normalize, device, origin
+        self._sound = False  # known once all were read
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         start = 0
@@ -54,11 +55,13 @@ class _Blocks:
             values = tensor_of(raw, self._device, self.dtype)
             if values.ndim != 2 or values.shape[1] != self.shape[1]:
                 raise DataError(f"{self._origin}: a block of shape {tuple(values.shape)} where rows of {self.shape[1]}")
-            values = checked(values, start, self._normalize)
+            if self._normalize or not self._sound:
+                values = checked(values, start, self._normalize)
             yield slice(start, start + len(values)), values
             start += len(values)
         if start != self.shape[0]:
             raise DataError(f"{self._origin}: {start} rows were read where {self.shape[0]} are expected")
+        self._sound = True
 
 
 def rows_of(

@@ -190,7 +190,7 @@ class _BagSums:
             for k, of_k in squares.items():
                 self._moments[k + name][bag] += of_k.to(table.dtype) @ table
         for a, b in _PAIRS:
-            self._products[a + b][bag] += tables[a].T @ tables[b]
+            self._products[a + b][bag] += _gram(tables[a]) if a == b else tables[a].T @ tables[b]
             self._square_products[a + b][bag] += float(squares[a] @ squares[b])
 
     def exact(self) -> dict[str, float]:
@@ -313,6 +313,13 @@ def _pair(x: Any, y: Any, device: str) -> tuple[Rows, Rows]:
     if count < 4:
         raise DataError(f"CKA and Procrustes need at least 4 samples, got {count}")
     return first, second
+
+
+def _gram(table: torch.Tensor) -> torch.Tensor:
+    """Return the product of a table with itself, without the quarter that mirrors another one."""
+    half = table.shape[1] // 2
+    upper, last = table[:, :half].T @ table, table[:, half:].T @ table[:, half:]
+    return torch.cat([upper, torch.cat([upper[:, half:].T, last], dim=1)])
 
 
 def _squares(table: torch.Tensor) -> torch.Tensor:
