@@ -30,7 +30,7 @@ from engine.errors import DataError, UsageError
 
 HUB_DEVIATIONS = 2.0
 # Columns of a tile of which the nearest is looked at first.
-_TOGETHER = 32
+_TOGETHER = 16
 
 
 class Nearest:
@@ -81,15 +81,22 @@ class Nearest:
         tile[barred] = before
 
     def _add(self, rows: slice, columns: slice, tile: torch.Tensor) -> None:
-        if rows.start not in self._kept:
-            some = min(self.k, tile.shape[1])
-            near, at = torch.topk(tile.contiguous(), some, dim=1, largest=False, sorted=False)
-            missing = (0, self.k - some)
-            pad = torch.nn.functional.pad
-            self._kept[rows.start] = pad(near, missing, value=torch.inf), pad(at + columns.start, missing)
-            return
-        near, at = self._kept[rows.start]
-        row, column, value = _nearer(tile, near.amax(dim=1))
+        together = math.gcd(tile.shape[1], _TOGETHER)
+        while together > 1 and tile.shape[1] < self.k * together:
+            together //= 2
+        least = _least(tile, together)
+        if rows.start in self._kept:
+            near, at = self._kept[rows.start]
+            limits = near.amax(dim=1)
+        else:
+            near = tile.new_full((len(tile), self.k), torch.inf)
+            at = self.rows.new_zeros(near.shape)
+            limits = near[:, 0]
+            if least.shape[1] >= self.k:
+                # So many columns are no farther than the k-th of the least ones.
+                limits = torch.topk(least, self.k, dim=1, largest=False, sorted=False).values.amax(dim=1)
+                limits = torch.nextafter(limits, torch.full_like(limits, torch.inf))
+        row, column, value = _below(tile, least, limits)
         if len(row):
             # The new ones stand behind those kept, each row's side by side.
             counts = torch.bincount(row, minlength=len(near))
@@ -99,7 +106,8 @@ class Nearest:
             at = torch.nn.functional.pad(at, missing)
             near[row, place], at[row, place] = value, column + columns.start
             near, chosen = torch.topk(near, self.k, dim=1, largest=False, sorted=False)
-            self._kept[rows.start] = near, at.gather(1, chosen)
+            at = at.gather(1, chosen)
+        self._kept[rows.start] = near, at
 
     def finish(self, rows: slice) -> None:
         """Sort the neighbours of some rows: nearest first, of equally near ones the first."""
@@ -120,17 +128,26 @@ class Nearest:
         return same - rows.start, same - columns.start
 
 
-def _nearer(tile: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _least(tile: torch.Tensor, together: int) -> torch.Tensor:
+    """Return the smallest of every so many columns of a tile (b, c), (b, c / together).
+
+    Column j stands for j, j + c / together, ...: minima over columns far apart are quicker than over neighbouring ones.
+    """
+    apart = tile.shape[1] // together
+    if tile.is_contiguous():
+        return tile.unflatten(1, (together, apart)).amin(dim=1)
+    return tile.T.unflatten(0, (together, apart)).amin(dim=0).T  # a tile turned over: along its memory too
+
+
+def _below(
+    tile: torch.Tensor, least: torch.Tensor, limits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return row, column and value of a tile's numbers (b, c) below their row's limit (b,), row by row.
 
-    Most are above it. So the smallest of every 32 columns are looked at first, which costs one reading of the tile; the
-    columns taken together are not side by side but far apart, as minima over whole stretches of memory are quicker.
+    Most are above it, so that looking where `_least` is below costs little more than one reading of the tile.
     """
-    together = math.gcd(tile.shape[1], _TOGETHER)
-    apart = tile.shape[1] // together
-    least = tile.unflatten(1, (together, apart)).amin(dim=1)
     row, first = (least < limits[:, None]).nonzero(as_tuple=True)
-    columns = first[:, None] + torch.arange(together, device=tile.device) * apart
+    columns = first[:, None] + torch.arange(0, tile.shape[1], least.shape[1], device=tile.device)
     values = tile[row[:, None], columns]
     which, member = (values < limits[row][:, None]).nonzero(as_tuple=True)
     return row[which], columns[which, member], values[which, member]

@@ -1,7 +1,9 @@
 """All pairs of samples, a tile of the distance matrix at a time, in one pass for whatever wants to see them.
 
 In come embeddings (n, d) and consumers; each consumer is shown every tile of distances (or their squares) and keeps
-sums. The n x n matrix never exists: memory is one tile, the embeddings in float32 and what the consumers keep.
+sums. The n x n matrix never exists: memory is one tile, the embeddings in float32 and what the consumers keep. The
+embeddings are read block by block from wherever they lie into that one table; it is not read from disk again for every
+tile, as at 2 GB a million rows of 512 time ends before memory does (a million: half an hour of products on two cores).
 
 A squared distance is one product of extended vectors, [x, |x|^2, 1] . [-2y, 1, |y|^2], so a tile is one matrix product.
 That subtracts large numbers where points are near each other relative to their lengths. Therefore points are centred
@@ -117,10 +119,10 @@ class Points:
             last = min(rows.stop, columns.stop)
             same = torch.arange(first, last, device=tile.device)
             tile[same - rows.start, same - columns.start] = torch.inf
-            if float(tile.amin(dim=0).min()) < limit:
+            if float(tile.amin()) < limit:
                 self._mend(tile, rows, columns)
             tile[same - rows.start, same - columns.start] = 0.0
-        elif float(tile.amin(dim=0).min()) < limit:
+        elif float(tile.amin()) < limit:
             self._mend(tile, rows, columns)
         return tile
 
