@@ -108,7 +108,8 @@ class Runner:
             except Exception as error:
                 if not is_out_of_memory(error) or self.rows == 1:
                     raise
-                self._halve()
+            # Outside of the handler: the error's frames hold on to what did not fit.
+            self._halve()
 
     def _halve(self) -> None:
         self.rows = (self.rows + 1) // 2

@@ -2,6 +2,10 @@
 
 The rules are those of `engine.batches`. What runs here is ordinary torch; a graph that cannot be captured (a tower that
 synchronises or branches on data) falls back to launching kernel by kernel, and the log says so.
+
+- Two streams work at once, so whatever one of them writes and the other reads is waited for by an event. The copy
+  stream owns the pixels on the device: memory that belongs to the other stream may still be written by it.
+- All parts of a halved batch leave the graph in the same memory, so each is copied out before the next one is begun.
 """
 
 from __future__ import annotations
@@ -52,12 +56,14 @@ class CudaRunner(Runner):
 
     def start(self, batch: Batch, image: bool, layers: Sequence[int]) -> None:
         """Copy a batch to the device and begin to compute, without waiting for either."""
-        try:
-            batch.answer = self._launch(batch.buffers, image, layers)
-        except Exception as error:
-            if not is_out_of_memory(error) or self.rows == 1:
-                raise
-            self._make_room()
+        with torch.cuda.device(self.encoder.device):
+            try:
+                batch.answer = self._launch(batch.buffers, image, layers)
+                return
+            except Exception as error:
+                if not is_out_of_memory(error) or self.rows == 1:
+                    raise
+            # Only here, where the error and all that its frames hold on to are gone, is there room again.
             self._halve()
             batch.answer = self._halving(batch.pixels, image, layers)
 
@@ -71,7 +77,8 @@ class CudaRunner(Runner):
     def _make_buffers(self) -> _Buffers:
         shape = (self.batch_size, *self.encoder.preprocess.size, 3)
         host = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
-        device = torch.zeros(shape, dtype=torch.uint8, device=self.encoder.device)
+        with torch.cuda.stream(self._copying):
+            device = torch.empty(shape, dtype=torch.uint8, device=self.encoder.device)
         return _Buffers(host, device, torch.cuda.Event(), torch.cuda.Event())
 
     def _launch(self, buffers: _Buffers, image: bool, layers: Sequence[int]) -> dict[Product, torch.Tensor]:
@@ -80,12 +87,14 @@ class CudaRunner(Runner):
             buffers.device.copy_(buffers.host, non_blocking=True)
             buffers.copied.record(self._copying)
         main.wait_event(buffers.copied)
-        parts = [self._forward(part, image, layers) for part in buffers.device.split(self.rows)]
-        answer = {}
-        for name in parts[0]:
-            values = torch.cat([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
-            answer[name] = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            answer[name].copy_(values, non_blocking=True)
+        answer: dict[Product, torch.Tensor] = {}
+        for start in range(0, self.batch_size, self.rows):
+            part = self._forward(buffers.device[start : start + self.rows], image, layers)
+            for name, values in part.items():
+                if name not in answer:
+                    shape = (self.batch_size, *values.shape[1:])
+                    answer[name] = torch.empty(shape, dtype=values.dtype, pin_memory=True)
+                answer[name][start : start + self.rows].copy_(values, non_blocking=True)
         buffers.done.record(main)
         return answer
 
@@ -105,15 +114,16 @@ class CudaRunner(Runner):
         """Record the forward pass once, so that later batches are one launch."""
         self._may_capture = False
         stream = torch.cuda.Stream(self.encoder.device)
-        stream.wait_stream(torch.cuda.current_stream(self.encoder.device))
         try:
             self._graph_input = pixels.clone()
+            stream.wait_stream(torch.cuda.current_stream(self.encoder.device))
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     self._encode(self._graph_input)
             torch.cuda.current_stream(self.encoder.device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # In the stream that was warmed up: the default one belongs to another device where this is not the first.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._graph_output = self._encode(self._graph_input)
             self._graph = graph
         except Exception as error:
@@ -122,12 +132,9 @@ class CudaRunner(Runner):
             self._graph_input = self._graph_output = None
             log.info("the forward pass cannot be captured as a CUDA graph (%s); kernels are launched one by one", error)
 
-    def _make_room(self) -> None:
-        self._graph = self._graph_input = self._graph_output = None
-        self._may_capture = True
-        torch.cuda.synchronize(self.encoder.device)
-        torch.cuda.empty_cache()
-
     def _halve(self) -> None:
         super()._halve()
-        self._make_room()
+        torch.cuda.synchronize(self.encoder.device)
+        self._graph = self._graph_input = self._graph_output = None
+        self._may_capture = True
+        torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -452,9 +452,17 @@ class Preprocess:
         if values.ndim != 4 or values.shape[3] != 3 or values.dtype != torch.uint8:
             raise UsageError(f"pixels must be uint8 (b, h, w, 3), not {values.dtype} {tuple(values.shape)}")
         channels_first = values.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=values.device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=values.device).view(3, 1, 1)
+        mean, std = _mean_and_std(self.mean, self.std, values.device)
         return channels_first.div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return mean and standard deviation on a device, each (3, 1, 1), sent there once.
+
+    A copy from ordinary memory waits for all that the device has to do, and cannot be part of a captured graph.
+    """
+    return tuple(torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
 
 
 def _crop_start(resized: int, target: int) -> int:
