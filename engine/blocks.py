@@ -7,7 +7,7 @@ another job had it too, is stored once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +107,7 @@ def compute_block(
         if block.images:
             compute_images(work, encoder, block.images, len(block.images), done.tally, learn, progress=heed)
         if block.texts:
-            compute_texts(work, encoder, block.texts, len(block.texts), done.tally, progress=heed)
+            compute_texts(work, encoder, [block.texts], len(block.texts), done.tally, progress=heed)
     return done
 
 
@@ -143,17 +143,17 @@ def compute_images(
 def compute_texts(
     work: Work,
     encoder: EncoderLike,
-    texts: Sequence[str] | Iterator[str],
+    windows: Iterable[Sequence[str]],
     total: int,
     tally: Tally,
     *,
     progress: extract.Progress | None = None,
 ) -> None:
-    """Compute and store texts that are all different."""
+    """Compute and store texts that are all different; see `engine.extract.extract_texts`."""
     buffers, plan = work.buffers(), work.plan
     policy = CommitPolicy(plan.commit_rows, plan.commit_seconds)
     for buffer in buffers.values():
-        extract.extract_texts(texts, total, key_of_text, encoder, buffer, tally, policy, progress=progress)
+        extract.extract_texts(windows, total, key_of_text, encoder, buffer, tally, policy, progress=progress)
     _finish(buffers)
 
 

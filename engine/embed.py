@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ from engine.unfinished import UnfinishedJob
 
 FAILURE_COLUMNS = ["id", "uri", "what", "reason"]
 SECONDS_BETWEEN_TABLES = 120.0
+# Texts are sorted by length within so many samples: enough to fill batches also where few are missing, few enough to be
+# tokenised in seconds, which a kill may cost.
+TEXTS_A_WINDOW = 1 << 15
+# What a worker's block of texts is counted in: enough to fill batches of several lengths.
+TEXTS_A_BATCH = 512
 Failure = tuple[int, str, str]
 
 
@@ -243,20 +249,28 @@ class _Job:
         wanted = first[buffer.lacks(keys[first])] if len(first) else first
         self._check_storage(work, len(wanted), rows_lack=len(wanted) > 0)
         work = replace(work, plan=replace(work.plan, compiled=False, compiled_reason="text towers never are"))
-        texts = (text for _, some in in_blocks(names_of(self._dataset, "text").take(pa.array(wanted))) for text in some)
         if len(wanted):
             self._tell(work.plan)
-            self._compute_texts(work, texts, len(wanted))
+            self._compute_texts(work, self._windows(wanted), len(wanted))
         for buffer in work.buffers().values():
             buffer.finish()
         return self._failed_contents(keys, there)
 
-    def _compute_texts(self, work: Work, texts: Iterator[str], total: int) -> None:
+    def _windows(self, wanted: np.ndarray) -> Iterator[list[str]]:
+        """Yield the texts at some positions, ascending, window by window.
+
+        Windows are places in the data set, not numbers of texts that are missing: a job that goes on has the same ones.
+        """
+        names = names_of(self._dataset, "text")
+        for positions in np.split(wanted, np.flatnonzero(np.diff(wanted // TEXTS_A_WINDOW)) + 1):
+            yield names.take(pa.array(positions)).to_pylist()
+
+    def _compute_texts(self, work: Work, windows: Iterator[list[str]], total: int) -> None:
         if self._cluster is None:
-            blocks.compute_texts(work, self._encoder, texts, total, self._tally, progress=self._progress)
+            blocks.compute_texts(work, self._encoder, windows, total, self._tally, progress=self._progress)
             return
-        rows = self._cluster.block_rows(total, extract.TEXTS_AT_ONCE)
-        parts = (Block(texts=part) for part in _parts(texts, rows))
+        rows = self._cluster.block_rows(total, TEXTS_A_BATCH)
+        parts = (Block(texts=part) for part in _parts(chain.from_iterable(windows), rows))
 
         def take(computed: Computed) -> None:
             self._tally.include(computed.tally)
@@ -291,7 +305,7 @@ def embed_texts(work: Work, encoder: EncoderLike, texts: Sequence[str], tally: T
     different = [text for text in dict.fromkeys(texts) if text]
     lacking = [text for text in different if buffer.lacks_one(key_of_text(text))]
     if lacking:
-        blocks.compute_texts(work, encoder, lacking, len(lacking), tally)
+        blocks.compute_texts(work, encoder, [lacking], len(lacking), tally)
 
 
 def _parts(items: Iterator[Any], rows: int) -> Iterator[list[Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -43,6 +43,7 @@ ENCODER_VERSION = 1
 # number of rows: a text's embedding then depends on nothing but the text.
 TEXT_LENGTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 TEXT_ROWS = {"cpu": 8, "cuda": 64}
+TOKENISED_AT_ONCE = 512
 
 
 def load_encoder(
@@ -299,7 +300,6 @@ class Encoder:
 
     # -- Texts -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embed texts.
 
@@ -314,19 +314,43 @@ class Encoder:
             Un-normalised, in the order given. Batches have a fixed shape, so a row does not depend on its neighbours.
         """
         embeddings = torch.zeros(len(texts), self.dim, device=self.device)
-        if not texts:
-            return embeddings
-        words = self.tokenizer(list(texts))
-        for length, rows in self._by_length(words):
-            for start in range(0, len(rows), self._text_rows):
-                chosen = rows[start : start + self._text_rows]
-                batch = words[chosen, :length]
-                missing = self._text_rows - len(chosen)
-                padded = torch.cat([batch, batch[:1].expand(missing, -1)]).to(self.device)
-                with self._exact():
-                    encoded = self._text_tower.encode(padded)
-                embeddings[chosen.to(self.device)] = encoded[: len(chosen)].float()
+        for rows, values in self.encode_text_batches(texts):
+            embeddings[torch.from_numpy(rows).to(self.device)] = values
         return embeddings
+
+    def encode_text_batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Embed texts, and give each batch as soon as it is computed.
+
+        Parameters
+        ----------
+        texts : sequence of b str
+
+        Yields
+        ------
+        rows : ndarray of int, (r,)
+            Which of the texts these are. Short ones come first, and in the order given where they are alike: without
+            those that were computed before, the others come in the same order.
+        embeddings : Tensor of float32 (r, dim), on the encoder's device
+        """
+        waiting: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for start in range(0, len(texts), TOKENISED_AT_ONCE):
+            words = self.tokenizer(list(texts[start : start + TOKENISED_AT_ONCE]))
+            for length, rows in self._by_length(words):
+                # A copy of half the size: a view would keep the padding of all of them.
+                waiting.setdefault(length, []).append((rows + start, words[rows, :length].int()))
+        for length in sorted(waiting):
+            rows, words = (torch.cat(parts) for parts in zip(*waiting.pop(length), strict=True))
+            for start in range(0, len(rows), self._text_rows):
+                chosen = slice(start, start + self._text_rows)
+                yield rows[chosen].numpy(), self._encode_words(words[chosen].long())
+
+    @torch.no_grad()
+    def _encode_words(self, words: Tensor) -> Tensor:
+        """Embed token numbers (r, length) of at most a batch of texts: (r, dim)."""
+        missing = self._text_rows - len(words)
+        padded = torch.cat([words, words[:1].expand(missing, -1)]).to(self.device)
+        with self._exact():
+            return self._text_tower.encode(padded)[: len(words)].float()
 
     def _by_length(self, words: Tensor) -> list[tuple[int, Tensor]]:
         """Return pairs of a length and the rows whose texts it holds, for token numbers (b, context)."""

@@ -7,6 +7,7 @@ Comes in: the samples whose rows are missing, an encoder, and a buffer a product
   cannot be read or decoded is listed; any other error in a part ends the job with that error.
 - Batches have one static shape, the last one is filled up (`engine.batches`): a row's numbers must not depend on its
   neighbours. On a GPU the next batches are under way before the last one's rows are taken.
+- Texts come in windows, and within one in the encoder's order, short ones first.
 - Commits come after whole batches only, by size and by time, in a thread of their own (`engine.storing`). So a killed
   job goes on at a batch's edge, and the same plan (batch size, compilation) ends with the same bytes.
 - Ctrl-C or an error commits what is computed before it goes on its way.
@@ -18,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -29,7 +29,6 @@ from engine.row_buffer import CommitPolicy, RowBuffer, Tally, to_half
 from engine.storing import Storing
 
 Item = TypeVar("Item")
-TEXTS_AT_ONCE = 512
 Progress = Callable[[str, int, int], object]
 
 
@@ -47,8 +46,11 @@ class EncoderLike(Protocol):
     def encode_batch(self, pixels: np.ndarray, *, image: bool, layers: Sequence[int]) -> Mapping[Product, Any]:
         """Return embeddings ("image") and what enters some blocks, of one forward pass."""
 
-    def encode_text(self, texts: list[str]) -> Any:
-        """Return embeddings (b, dim) of texts, each independent of the others."""
+    def encode_text_batches(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[int] | np.ndarray, Any]]:
+        """Yield rows and their embeddings (r, dim), each independent of the others, as soon as they are computed.
+
+        The order of two texts depends on nothing but these two.
+        """
 
 
 def extract_images(
@@ -161,7 +163,7 @@ class _Encoding:
 
 
 def extract_texts(
-    texts: Iterable[str],
+    windows: Iterable[Sequence[str]],
     total: int,
     key_of: Callable[[str], bytes],
     encoder: EncoderLike,
@@ -171,18 +173,20 @@ def extract_texts(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Compute and store the embeddings of so many texts that are all different and all missing."""
-    told, coming, done = progress or _silent, iter(texts), 0
+    """Compute and store the embeddings of so many texts that are all different and all missing.
+
+    Of each window the encoder makes batches as it likes (texts are of many lengths), and their rows stand in the order
+    in which it gives them.
+    """
+    told, done = progress or _silent, 0
     with Storing([buffer], tally, policy) as store:
-        while some := list(islice(coming, TEXTS_AT_ONCE)):
-            began = time.perf_counter()
-            # Texts are of many lengths, so it is the encoder that gives its batches static shapes.
-            values = as_array(encoder.encode_text(some))
-            tally.seconds["encode"] += time.perf_counter() - began
-            _keep(buffer, [key_of(text) for text in some], values, tally)
-            store.when_due()
-            done += len(some)
-            told("embed texts", done, total)
+        for texts in windows:
+            computed = ((rows, as_array(values)) for rows, values in encoder.encode_text_batches(texts))
+            for rows, values in _timed(computed, tally.seconds, "encode"):
+                _keep(buffer, [key_of(texts[row]) for row in rows], values, tally)
+                store.when_due()
+                done += len(rows)
+                told("embed texts", done, total)
 
 
 def _silent(name: str, done: int, total: int) -> None:

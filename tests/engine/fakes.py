@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from engine.dataset import Dataset, Fingerprint
 from engine.errors import ImageError
 
 SIZE = 8
+TEXT_ROWS = 8
 
 
 class FakePreprocess:
@@ -72,6 +74,12 @@ class FakeEncoder:
         self.text_batches.append(list(texts))
         rows = [np.frombuffer(hashlib.sha256(text.encode()).digest()[: self.dim], np.uint8) for text in texts]
         return np.stack(rows).astype(np.float32) / 16
+
+    def encode_text_batches(self, texts) -> Iterator[tuple[list[int], np.ndarray]]:
+        rows = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        for start in range(0, len(rows), TEXT_ROWS):
+            chosen = rows[start : start + TEXT_ROWS]
+            yield chosen, self.encode_text([texts[row] for row in chosen])
 
     def tokens(self, pixels: np.ndarray, layer: int) -> np.ndarray:
         return pixels[:, ::4, ::4, :].reshape(len(pixels), 4, 3).astype(np.float32) + layer

@@ -92,7 +92,7 @@ def test_embed__identical_images_and_texts_are_computed_once(tmp_path, images):
     encoder, cache = FakeEncoder(), Cache(tmp_path / "cache")
     report = cache.embed(dataset, encoder, ["image", "text"], batch_size=4)
     assert report.computed == {"image": 20, "text": 3} and report.reused == {"image": 5, "text": 14}
-    assert encoder.text_batches == [["clear lungs", "cardiomegaly", "effusion"]]
+    assert encoder.text_batches == [["effusion", "clear lungs", "cardiomegaly"]]  # by length
     text = cache.features(dataset, encoder, "text")
     assert len(text) == 17 and list(text.missing) == [f"s{number}" for number in range(1, 24, 3)]
     np.testing.assert_array_equal(text.values[0], text.values[2])

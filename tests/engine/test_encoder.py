@@ -110,6 +110,22 @@ def test_encode_text__row_depends_on_nothing_but_its_text(folders, kind):
     assert torch.equal(together[10:], alone)
 
 
+@pytest.mark.parametrize("kind", ["timm_token_vit", "open_clip_pair"])
+def test_encode_text_batches__what_is_left_comes_in_the_same_order_and_bit_for_bit(folders, kind):
+    encoder = load_encoder(f"local-dir:{folders[kind]}", device="cpu")
+    texts = [" ".join(["lung"] * (7 * number % 40 + 1)) + f" {number}" for number in range(40)]
+    batches = list(encoder.encode_text_batches(texts))
+    assert all(0 < len(rows) <= 8 for rows, _ in batches)
+    order = np.concatenate([rows for rows, _ in batches])
+    assert sorted(order) == list(range(40))
+    assert torch.equal(torch.cat([values for _, values in batches]), encoder.encode_text(texts)[order])
+    done = set(np.concatenate([rows for rows, _ in batches[:3]]).tolist())
+    left = [number for number in range(40) if number not in done]
+    again = list(encoder.encode_text_batches([texts[number] for number in left]))
+    for (rows, values), (before, same) in zip(again, batches[3:], strict=True):
+        assert [left[row] for row in rows] == before.tolist() and torch.equal(values, same)
+
+
 def test_encode__nothing_gives_nothing(folders):
     encoder = load_encoder(f"local-dir:{folders['open_clip_token_vit']}", device="cpu")
     assert encoder.encode_text([]).shape == (0, 32)

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import pixels
+from engine import embed, pixels
 from engine.arrays import array_format, durable
 from engine.arrays.array_verify import verify_array
 from engine.cache import Cache
 from engine.decoding import ordered_map
 from engine.errors import CacheError
-from engine.keys import key_of_content
+from engine.keys import key_of_content, key_of_text
 from engine.row_buffer import CommitPolicy
 from tests.engine.fakes import ArrayReader, FakeEncoder, dataset_of
 
@@ -162,6 +162,32 @@ def test_interrupt__commits_what_is_computed_and_goes_on(tmp_path):
     report = Cache(tmp_path).embed(drawn(50), encoder, WHAT, batch_size=4)
     assert report.computed["image"] == 30
     Cache(tmp_path / "calm").embed(drawn(50), FakeEncoder(), WHAT, batch_size=4)
+    assert tree_bytes(tmp_path / "arrays.zarr") == tree_bytes(tmp_path / "calm" / "arrays.zarr")
+
+
+def test_interrupt__commits_each_batch_of_texts_and_goes_on_in_the_same_order(tmp_path, monkeypatch):
+    """Windows of texts are places in the data set, so that what is left falls into the same ones."""
+    monkeypatch.setattr(embed, "TEXTS_A_WINDOW", 32)
+    texts = [f"{'very ' * (number * 7 % 5)}text {number}" for number in range(100)]
+    dataset, expected = dataset_of([""] * 100, ArrayReader(), texts), []
+    for start in range(0, 100, 32):
+        expected += sorted(texts[start : start + 32], key=len)
+    counts, stop_after = [], 24
+
+    def interrupt(name: str, count: int, total: int) -> None:
+        counts.append(count)
+        if count >= stop_after:
+            raise KeyboardInterrupt
+
+    for kept in (24, 48, 72):
+        encoder = FakeEncoder()
+        with pytest.raises(KeyboardInterrupt):
+            Cache(tmp_path).embed(dataset, encoder, ("text",), progress=interrupt)
+        assert len(Cache(tmp_path).array("text", encoder.id)) == kept and max(map(len, encoder.text_batches)) == 8
+    assert counts == [8, 16, 24] * 3
+    assert Cache(tmp_path).embed(dataset, FakeEncoder(), ("text",)).computed == {"text": 28}
+    assert list(map(bytes, Cache(tmp_path).array("text", FakeEncoder().id).keys)) == list(map(key_of_text, expected))
+    Cache(tmp_path / "calm").embed(dataset, FakeEncoder(), ("text",))
     assert tree_bytes(tmp_path / "arrays.zarr") == tree_bytes(tmp_path / "calm" / "arrays.zarr")
 
 

@@ -40,6 +40,10 @@ class SlowEncoder(FakeEncoder):
                 file.write(bytes([len(pixels)]))
         return super().encode_pixels(pixels)
 
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        time.sleep(self.seconds)
+        return super().encode_text(texts)
+
 
 class Signal:
     """Tells another process that something has happened; unlike an event's lock, a pipe outlives a killed holder."""
@@ -80,7 +84,7 @@ def dataset_in(folder: Path, signal: Signal | None = None) -> Dataset:
     if not folder.exists():
         write_images(folder, range(SAMPLES))
     uris = sorted(path.name for path in folder.iterdir())
-    texts = [f"text of {uri}" if number % 7 else "no finding" for number, uri in enumerate(uris)]
+    texts = [f"{'a ' * (number % 3)}text of {uri}" if number % 7 else "no finding" for number, uri in enumerate(uris)]
     return dataset_of(uris, FolderReader(folder) if signal is None else SignallingReader(folder, signal), texts)
 
 

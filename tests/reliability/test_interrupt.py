@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from engine.cache import Cache
+from engine.encoder import TEXT_ROWS
 from tests import models
 from tests.conftest import ROOT
 from tests.engine.fakes import write_images
@@ -52,6 +53,17 @@ def slowly(self, *arguments):
     time.sleep({BATCH_SECONDS})
     return compute(self, *arguments)
 Runner._compute = slowly
+"""
+# The same for texts.
+SLOW_TEXTS = f"""
+import time
+from engine.encoder import Encoder
+compute = Encoder._encode_words
+def slowly(self, words):
+    open({{notes!r}}, "a").write(".")
+    time.sleep({BATCH_SECONDS})
+    return compute(self, words)
+Encoder._encode_words = slowly
 """
 # A disk that takes its time, and notes that a commit has begun.
 SLOW_DISK = """
@@ -90,12 +102,12 @@ def place(tmp_path_factory, server) -> Place:
     return made
 
 
-def rows_in(cache: Path) -> int:
-    """Return how many image rows a cache holds, all of them held against their checks."""
+def rows_in(cache: Path, what: str = "image") -> int:
+    """Return how many rows of images (or texts) a cache holds, all of them held against their checks."""
     if not cache.exists():
         return 0
     long_job.assert_valid(cache)
-    return sum(len(Cache(cache).array(kind, name)) for kind, name in Cache(cache).arrays() if kind == "image")
+    return sum(len(Cache(cache).array(kind, name)) for kind, name in Cache(cache).arrays() if kind == what)
 
 
 def count(notes: Path) -> int:
@@ -144,6 +156,35 @@ def test_ctrl_c_stores_what_is_computed_and_the_same_command_goes_on(tmp_path, p
     again = server.fluoro(tmp_path, *place.arguments(tmp_path / "cache"))
     assert again.wait() == 0 and f"image: {SAMPLES - kept} computed, {kept} there already" in again.said
     assert tree_bytes(tmp_path / "cache" / "arrays.zarr") == tree_bytes(place.calm / "arrays.zarr")
+
+
+@HOW
+def test_ctrl_c_stores_the_texts_that_are_computed_and_the_same_command_goes_on(tmp_path, place, server, group):
+    """Texts are sorted by length and come in batches of their own; what is left comes in the same order."""
+    notes, table = tmp_path / "notes", tmp_path / "texts.csv"
+    words = ["clear", "lungs", "no", "effusion", "or", "pneumothorax"]
+    texts = [" ".join(words[: 1 + number % 6] * (1 + number % 5)) + f" {number}" for number in range(SAMPLES)]
+    table.write_text("".join(["id,text\n", *(f"{number},{text}\n" for number, text in enumerate(texts))]))
+    begun = partial(count, notes)
+
+    def job(cache: Path, before: str = "") -> Running:
+        return server.fluoro(
+            tmp_path, *place.arguments(cache, "--what", "text", dataset=f"table:{table}"), before=before
+        )
+
+    calm, stopped = job(tmp_path / "calm"), job(tmp_path / "cache", SLOW_TEXTS.format(notes=str(notes)))
+    stopped.wait_for(lambda: begun() >= 6)
+    stopped.interrupt(group=group)
+    assert leaves(stopped, SECONDS_TO_LEAVE + BATCH_SECONDS) == STOPPED
+    kept = rows_in(tmp_path / "cache", "text")
+    # The last batch of a length is not full.
+    assert TEXT_ROWS["cpu"] * (begun() - 1) - 3 * TEXT_ROWS["cpu"] < kept <= TEXT_ROWS["cpu"] * begun()
+    assert f"stopped: {kept} text rows of" in stopped.said
+
+    again = job(tmp_path / "cache")
+    assert again.wait() == 0 and f"text: {SAMPLES - kept} computed, {kept} there already" in again.said
+    assert calm.wait() == 0
+    assert tree_bytes(tmp_path / "cache" / "arrays.zarr") == tree_bytes(tmp_path / "calm" / "arrays.zarr")
 
 
 def test_ctrl_c_while_a_commit_is_written_or_waited_for_loses_no_row(tmp_path, place, server):
@@ -216,7 +257,8 @@ def test_ctrl_c_between_any_two_lines_of_the_pipeline_loses_no_computed_batch(tm
         stopped_in = raised_at(line, partial(long_job.embed, cache, dataset, encoder, batch_size=4, commit_rows=8))
         if not stopped_in:
             break
-        if rows_in(cache) < 4 * (len(encoder.image_batches) - 1):
+        texts = sum(map(len, encoder.text_batches[:-1]))
+        if rows_in(cache) < 4 * (len(encoder.image_batches) - 1) or rows_in(cache, "text") < texts:
             losing.add(stopped_in)
         until(lambda: None if pipeline_threads() else True, 10, lambda: f"left running: {pipeline_threads()}")
         long_job.embed(cache, dataset, batch_size=4, commit_rows=8)

@@ -28,6 +28,7 @@ from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.row_buffer import CommitPolicy
 from tests import models
+from tests.engine.fakes import TEXT_ROWS, ArrayReader, dataset_of
 from tests.reliability import long_job
 from tests.reliability.command_line import Running
 from tests.reliability.killing import Payloads, killed_at, reader_beside
@@ -71,9 +72,7 @@ def calm(tmp_path_factory) -> Calm:
 def start(cache: Path, images: Path, began: Signal, notes: Path | None = None):
     """Start the job in a process of its own; `began` is given at its first decode."""
     job = FORK.Process(
-        target=lambda: long_job.embed(
-            cache, long_job.dataset_in(images, began), SlowEncoder(BATCH_SECONDS, notes)
-        )
+        target=lambda: long_job.embed(cache, long_job.dataset_in(images, began), SlowEncoder(BATCH_SECONDS, notes))
     )
     job.start()
     return job
@@ -174,9 +173,11 @@ def nothing_left_lying(cache: Path) -> bool:
 
 
 @pytest.mark.parametrize("batch_seconds", [1, 3, 10])
-def test_a_kill_costs_at_most_a_minute_of_computing(tmp_path, monkeypatch, batch_seconds):
+@pytest.mark.parametrize("what", [("image", "pixels"), ("text",)], ids=["images", "texts"])
+def test_a_kill_costs_at_most_a_minute_of_computing(tmp_path, monkeypatch, what, batch_seconds):
     """With the default plan, on a clock that only computing moves, and a disk so slow that commits are waited for."""
-    dataset = long_job.dataset_in(tmp_path / "images")
+    count = SAMPLES if what != ("text",) else 3 * SAMPLES
+    dataset = dataset_of([str(number) for number in range(count)], ArrayReader(), map("text {}".format, range(count)))
     real_write = durable.write_in_steps
 
     def slowly(*arguments):
@@ -185,29 +186,33 @@ def test_a_kill_costs_at_most_a_minute_of_computing(tmp_path, monkeypatch, batch
 
     def killed_after(batches: int, cache: Path) -> None:
         encoder = SlowEncoder()
-        computing = lambda: batch_seconds * len(encoder.image_batches)  # noqa: E731
+        done = encoder.image_batches if what != ("text",) else encoder.text_batches
+        computing = lambda: batch_seconds * len(done)  # noqa: E731
         monkeypatch.setattr(durable, "write_in_steps", slowly)
         monkeypatch.setattr(blocks, "CommitPolicy", partial(CommitPolicy, clock=computing))
-        encode = encoder.encode_pixels
 
-        def encode_and_die(pixels):
-            values = encode(pixels)
-            if len(encoder.image_batches) == batches:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return values
+        def dying(encode):
+            def encode_and_die(batch):
+                values = encode(batch)
+                if len(done) == batches:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return values
 
-        encoder.encode_pixels = encode_and_die
-        Cache(cache).embed(dataset, encoder, ("image", "pixels"), batch_size=1)
+            return encode_and_die
 
+        encoder.encode_pixels, encoder.encode_text = dying(encoder.encode_pixels), dying(encoder.encode_text)
+        Cache(cache).embed(dataset, encoder, what, batch_size=1)
+
+    kind, rows_a_batch = what[0], 1 if what != ("text",) else TEXT_ROWS
     worst = 0.0
-    for batches in range(5, SAMPLES, 10):
+    for batches in range(5, count // rows_a_batch, 10):
         cache = tmp_path / f"after-{batches}"
         job = FORK.Process(target=killed_after, args=(batches, cache))
         job.start()
         job.join()
         assert job.exitcode == -signal.SIGKILL
-        rows = len(Cache(cache).array("image", NAME)) if ("image", NAME) in Cache(cache).arrays() else 0
-        worst = max(worst, (batches - rows) * batch_seconds)
+        rows = len(Cache(cache).array(kind, NAME)) if (kind, NAME) in Cache(cache).arrays() else 0
+        worst = max(worst, (batches - rows / rows_a_batch) * batch_seconds)
     assert 10 < worst <= 60, worst
 
 
