@@ -12,15 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from engine import extract
 from engine.arrays import array_folder
 from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.keyed_array import KeyedArray
-from engine.batches import make_runner
+from engine.batches import Runner, make_runner
 from engine.dataset import Fingerprint, Reader
-from engine.decoding import Decoded, Decoder, ImageWork
+from engine.decoding import Decoded, Decoder, ImageWork, default_threads
 from engine.extract import EncoderLike
-from engine.keys import key_of_text
+from engine.keys import KEY_BYTES, key_of_text
 from engine.plan import Plan
 from engine.products import COMMIT_ORDER, Product
 from engine.row_buffer import CommitPolicy, RowBuffer, Tally
@@ -90,9 +92,17 @@ class _Stopped(Exception):
 
 
 def compute_block(
-    work: Work, encoder: EncoderLike, block: Block, *, stopped: Callable[[], bool] = lambda: False
+    work: Work,
+    encoder: EncoderLike,
+    block: Block,
+    *,
+    runner: Runner | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Computed:
-    """Compute and store one block in this process, or as many of its batches as it takes to be `stopped`."""
+    """Compute and store one block in this process, or as many of its batches as it takes to be `stopped`.
+
+    `runner` is that of an earlier block of the same encoder and plan, which is warm.
+    """
     done = Computed(Tally({product.what: 0 for product in work.products}))
 
     def learn(decoded: Decoded) -> None:
@@ -103,12 +113,46 @@ def compute_block(
         if stopped():
             raise _Stopped
 
+    buffers = work.buffers()
+    left = _still_missing(block, buffers)
     with suppress(_Stopped):
-        if block.images:
-            compute_images(work, encoder, block.images, len(block.images), done.tally, learn, progress=heed)
-        if block.texts:
-            compute_texts(work, encoder, [block.texts], len(block.texts), done.tally, progress=heed)
+        if left.images:
+            compute_images(
+                work,
+                encoder,
+                left.images,
+                len(left.images),
+                done.tally,
+                learn,
+                buffers=buffers,
+                runner=runner,
+                progress=heed,
+            )
+        if left.texts:
+            compute_texts(work, encoder, [left.texts], len(left.texts), done.tally, buffers=buffers, progress=heed)
     return done
+
+
+def _still_missing(block: Block, buffers: Mapping[str, RowBuffer]) -> Block:
+    """Return a block without what was stored since it was made, by a worker that has died or by another job."""
+    known = [image.key for image in block.images if image.key is not None]
+    lacking = _lacking(known, buffers)
+    images = []
+    for image in block.images:
+        if image.key is None:
+            images.append(image)
+        elif what := tuple(name for name in image.lacking or () if image.key in lacking[name]):
+            images.append(image._replace(lacking=what))
+    keys = [key_of_text(text) for text in block.texts]
+    missing = set().union(*_lacking(keys, buffers).values())
+    return Block(images, [text for text, key in zip(block.texts, keys, strict=True) if key in missing])
+
+
+def _lacking(keys: Sequence[bytes], buffers: Mapping[str, RowBuffer]) -> dict[str, set[bytes]]:
+    """Return by product the keys that have no row."""
+    matrix = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+    rows = {what: np.flatnonzero(buffer.lacks(matrix)).tolist() for what, buffer in buffers.items()}
+    return {what: {keys[row] for row in lacking} for what, lacking in rows.items()}
 
 
 def compute_images(
@@ -119,21 +163,23 @@ def compute_images(
     tally: Tally,
     learned: Callable[[Decoded], None],
     *,
+    buffers: Mapping[str, RowBuffer] | None = None,
+    runner: Runner | None = None,
     on_commit: Callable[[], None] | None = None,
     progress: extract.Progress | None = None,
 ) -> None:
     """Compute and store what is missing of images; see `engine.extract.extract_images`."""
-    buffers, plan = work.buffers(), work.plan
+    buffers, plan = buffers or work.buffers(), work.plan
     extract.extract_images(
         images,
         total,
-        make_runner(encoder, plan.batch_size, compiled=bool(plan.compiled)),
+        runner or make_runner(encoder, plan.batch_size, compiled=bool(plan.compiled)),
         buffers,
         {product.what: product.layer for product in work.products if product.layer is not None},
         _decoder(work, encoder, buffers),
         tally,
         CommitPolicy(plan.commit_rows, plan.commit_seconds, on_commit=on_commit),
-        threads=plan.threads,
+        threads=plan.threads or default_threads(),
         learned=learned,
         progress=progress,
     )
@@ -147,10 +193,11 @@ def compute_texts(
     total: int,
     tally: Tally,
     *,
+    buffers: Mapping[str, RowBuffer] | None = None,
     progress: extract.Progress | None = None,
 ) -> None:
     """Compute and store texts that are all different; see `engine.extract.extract_texts`."""
-    buffers, plan = work.buffers(), work.plan
+    buffers, plan = buffers or work.buffers(), work.plan
     policy = CommitPolicy(plan.commit_rows, plan.commit_seconds)
     for buffer in buffers.values():
         extract.extract_texts(windows, total, key_of_text, encoder, buffer, tally, policy, progress=progress)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,7 +170,7 @@ class Cache:
             Of every batch, the last one filled up; 32 on a CPU, 256 elsewhere. A stopped job that is gone on with
             keeps its own, unless another one is given.
         threads : int, optional
-            Threads that read and decode; as many as there are cores, at most 16.
+            Threads that read and decode; as many as there are cores, at most 16, for a worker its share of them.
         commit_rows : int, optional
             Rows a commit; 64 MiB unless given.
         commit_seconds : float
@@ -204,6 +205,9 @@ class Cache:
             raise UsageError(f"what is a list of products, such as [{what!r}]")
         products = {product.what: product for product in (product_of(name, encoder) for name in what)}
         unfinished = UnfinishedJob(self.storage, encoder.id, dataset.name, list(products))
+        kept = unfinished.kept()
+        if cluster is not None:
+            batch_size = batch_size or kept.get("batch_size") or cluster.batch_size(encoder)
         plan = make_plan(
             encoder,
             batch_size=batch_size,
@@ -212,8 +216,10 @@ class Cache:
             commit_seconds=commit_seconds,
             limits=limits,
             compiled=compiled,
-            kept=unfinished.kept(),
+            kept=kept,
         )
+        if cluster is not None:
+            plan = replace(plan, threads=threads)  # this machine's cores say nothing of the workers'
         return embed.embed_dataset(
             self.storage,
             self._sample_keys,

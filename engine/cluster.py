@@ -4,11 +4,12 @@ Comes in: a job's `Work` and its blocks. Goes out: what became of each block, as
 cache themselves, block by block, under the same short lock as everybody; the driver sees keys and tallies, never a row.
 
 - A worker that is killed costs the rows of its block that it had not committed: the task runs again elsewhere, and what
-  is stored is not computed twice.
+  is stored is not computed twice. Workers that come later get blocks too.
 - Ctrl-C reaches the driver alone. After it, or an error, each worker finishes its batch in hand and stores what it has
   computed; then the driver goes on its way. A scheduler that dies, or all workers for good, end the job.
-- A worker loads the encoder once, and must get the id that the driver has: other weights elsewhere are an error.
-- One GPU a worker: dask-cuda's cluster where it is installed, else the workers share the devices out by their number.
+- Nothing that depends on a machine is the driver's: workers take the device that was asked for, not the one that it
+  has; batch size and compilation go by their machines, decoding threads by a worker's share of its own.
+- What happens in a worker is `engine.cluster_worker`.
 - A cluster that is started here listens on the loopback interface alone.
 """
 
@@ -21,17 +22,20 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
-from engine.blocks import Block, Computed, Work, compute_block
+from engine import cluster_worker
+from engine.blocks import Block, Computed, Work
+from engine.cluster_worker import EncoderRecipe
 from engine.errors import FluoroscopeError, UsageError
 from engine.extract import EncoderLike, Progress
 from engine.machine import usable_cores
+from engine.plan import Plan, default_batch_size
 
 log = logging.getLogger(__name__)
 
@@ -51,51 +55,46 @@ SECONDS_TO_STOP = 120
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class EncoderRecipe:
-    """How a worker comes by the encoder; see `engine.encoder.load_encoder`.
-
-    Parameters
-    ----------
-    name, precision, decoder : str
-    device : str
-        "auto" and "cuda" mean one GPU a worker where there are several.
-    """
-
-    name: str
-    precision: str = "fp32"
-    decoder: str = "exact"
-    device: str = "auto"
-
-    def __call__(self, number: int = 0) -> EncoderLike:
-        """Load the encoder in the worker of a number."""
-        import torch
-
-        from engine.encoder import load_encoder
-
-        device = self.device
-        if device in ("auto", "cuda") and torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            device = f"cuda:{number % torch.cuda.device_count()}"
-        return load_encoder(self.name, device=device, precision=self.precision, decoder=self.decoder)
-
-
 class Cluster:
     """Workers that compute blocks.
 
     Parameters
     ----------
     client : distributed.Client
-    recipe : callable(number), optional
+    recipe : callable, optional
         Makes the encoder in a worker; by default the driver's encoder is loaded there by its name.
+    elsewhere : bool
+        Whether the workers may be on machines with other devices than this one.
     """
 
-    def __init__(self, client: Any, recipe: Callable[[int], EncoderLike] | None = None) -> None:
-        self.client, self._recipe = client, recipe
+    def __init__(
+        self, client: Any, recipe: Callable[[], EncoderLike] | None = None, *, elsewhere: bool = False
+    ) -> None:
+        self.client, self._recipe, self._elsewhere = client, recipe, elsewhere
 
     @property
     def workers(self) -> int:
         """How many workers there are now, at least one."""
-        return max(len(self._addresses()), 1)
+        return max(len(self._hosts()), 1)
+
+    def batch_size(self, encoder: EncoderLike) -> int:
+        """Return the batch size for the workers' device; one of them speaks for all where it may not be ours."""
+        wanted = getattr(encoder, "wanted_device", "")
+        if not self._elsewhere or self._recipe is not None or wanted != "auto":
+            return default_batch_size(encoder)
+        return self._answer(cluster_worker.batch_size, wanted)
+
+    def settled(self, plan: Plan, encoder: EncoderLike, images: int) -> Plan:
+        """Return a plan with nothing left open; see `engine.plan.Plan.settled`.
+
+        Workers of this machine share its cores as they share the images. Elsewhere one of them speaks for all: whether
+        compiling pays depends on its machine, and on the share of the images that comes to that.
+        """
+        if not self._elsewhere or plan.compiled is not None:
+            return plan.settled(encoder, images)
+        hosts = self._hosts()
+        share, recipe = -(-images // max(len(hosts), 1)), self._recipe or _recipe_of(encoder)
+        return self._answer(cluster_worker.settled, plan, recipe, encoder.id, share, Counter(hosts.values()))
 
     def block_rows(self, total: int, batch_size: int) -> int:
         """Return the rows of a block: whole batches, few enough that every worker gets several blocks."""
@@ -132,20 +131,24 @@ class Cluster:
         sizes: dict[Any, int] = {}
         done = 0
 
-        def submit() -> None:
-            block = next(blocks, None)
-            if block is not None:
-                sizes[self.client.submit(_run_block, work, recipe, block, job, pure=False)] = len(block)
+        def hand_out() -> None:
+            hosts = self._hosts()
+            crowds = Counter(hosts.values())
+            while len(sizes) < WAITING_A_WORKER * max(len(hosts), 1):
+                block = next(blocks, None)
+                if block is None:
+                    return
+                sizes[self.client.submit(cluster_worker.run_block, work, recipe, block, job, crowds, pure=False)] = len(
+                    block
+                )
 
         if progress is not None:
             progress(name, 0, total)
         try:
-            for _ in range(WAITING_A_WORKER * self.workers):
-                submit()
+            hand_out()
             while sizes:
-                for future in self._ready(list(sizes)):
+                for future in self._ready(sizes, hand_out):
                     computed = self._result(future)
-                    submit()
                     done += sizes.pop(future)
                     take(computed)
                     if progress is not None:
@@ -154,14 +157,18 @@ class Cluster:
             self._wind_up(job, list(sizes), take)
             raise
 
-    def _ready(self, futures: list[Any]) -> list[Any]:
-        """Wait until some blocks are finished, and return them; FluoroscopeError where nobody is left to compute."""
+    def _ready(self, futures: Collection[Any], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
+        """Wait until some tasks are finished, and return them; FluoroscopeError where nobody is left to compute.
+
+        `meanwhile` is called at each look: workers may have come, and may be given further tasks.
+        """
         last_seen = time.monotonic()
         while self.client.status == "running" and time.monotonic() - last_seen < SECONDS_WITHOUT_WORKERS:
-            ready = self._finished(futures)
+            meanwhile()
+            ready = self._finished(list(futures))
             if ready:
                 return ready
-            if self._addresses():
+            if self._hosts():
                 last_seen = time.monotonic()
         raise FluoroscopeError(
             "the cluster has lost its scheduler or all of its workers; what they had committed is stored, and the same "
@@ -174,14 +181,18 @@ class Cluster:
             return
         deadline = time.monotonic() + SECONDS_TO_STOP
         with suppress(Exception):  # another error is on its way, and the scheduler may be gone
-            asked = set(self.client.run(_stop, job, on_error="ignore"))
+            asked = set(self.client.run(cluster_worker.stop, job, on_error="ignore"))
             # A worker that comes up only now knows nothing of this, and would begin a block of one that has died.
-            while futures and set() < self._addresses() <= asked and time.monotonic() < deadline:
+            while futures and set() < set(self._hosts()) <= asked and time.monotonic() < deadline:
                 for future in self._finished(futures):
                     futures.remove(future)
                     with suppress(Exception):
                         take(future.result())
             self.client.cancel(futures, force=True)
+
+    def _answer(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a worker answers."""
+        return self._result(*self._ready([self.client.submit(function, *arguments, pure=False)]))
 
     def _finished(self, futures: list[Any]) -> list[Any]:
         """Return the blocks that are finished, after a while none."""
@@ -191,12 +202,16 @@ class Cluster:
             wait(futures, SECONDS_BETWEEN_LOOKS, "FIRST_COMPLETED")
         return [future for future in futures if future.status != "pending"]
 
-    def _addresses(self) -> set[str]:
-        """Return the workers that there are now."""
-        return set(self.client.scheduler_info(n_workers=-1)["workers"])
+    def _hosts(self) -> dict[str, str]:
+        """Return the machine of each worker that there is now, by the worker's address."""
+        with suppress(OSError):  # a scheduler that has just died
+            return {
+                name: worker["host"] for name, worker in self.client.scheduler_info(n_workers=-1)["workers"].items()
+            }
+        return {}
 
     @staticmethod
-    def _result(future: Any) -> Computed:
+    def _result(future: Any) -> Any:
         from distributed import CancelledError, KilledWorker
 
         try:
@@ -253,7 +268,7 @@ def start_cluster(
                 raise UsageError(
                     f"the Dask scheduler at {scheduler!r} has no workers; start some with `dask worker {scheduler}`"
                 ) from error
-            yield Cluster(client)
+            yield Cluster(client, elsewhere=True)
         return
     if workers is None or workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
@@ -280,14 +295,15 @@ def _local_cluster(workers: int, threads: int) -> Any:
     }
     with dask.config.set(settings):
         options = {"n_workers": workers, "threads_per_worker": 1, "host": LOOPBACK, "dashboard_address": None}
-        if _has_cuda():
+        options |= {"processes": True, "memory_limit": 0}
+        if 0 < workers <= _gpus():  # dask-cuda starts no more workers than there are GPUs
             try:
                 from dask_cuda import LocalCUDACluster
 
                 return LocalCUDACluster(**options)
             except ImportError:
-                log.info("dask-cuda is not installed; the workers share the GPUs out by their number")
-        return LocalCluster(**options, processes=True, memory_limit=0)
+                log.info("dask-cuda is not installed; the workers agree among them who takes which GPU")
+        return LocalCluster(**options)
 
 
 def _out_of_reach(make: Callable[[], Made]) -> Made:
@@ -315,46 +331,14 @@ def _leave_untidied() -> None:
     atexit.register(os._exit, 0)
 
 
-def _has_cuda() -> bool:
+def _gpus() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _recipe_of(encoder: EncoderLike) -> EncoderRecipe:
     source, precision = getattr(encoder, "source", None), getattr(encoder, "precision", "fp32")
     if source is None:
         raise UsageError(f"workers cannot load the encoder {encoder.id!r} by a name; give the cluster a recipe")
-    device = getattr(getattr(encoder, "device", None), "type", "auto")
-    return EncoderRecipe(source, precision, encoder.preprocess.decoder, device)
-
-
-def _run_block(work: Work, recipe: Callable[[int], EncoderLike], block: Block, job: str) -> Computed:
-    """Compute one block in a worker, whose encoder is loaded once."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    stopped = _stopped_jobs(worker)
-    if job in stopped:
-        return Computed()
-    encoders: dict[Any, EncoderLike] = worker.__dict__.setdefault("fluoroscope_encoders", {})
-    if work.encoder_id not in encoders:
-        digits = "".join(letter for letter in str(worker.name) if letter.isdigit())
-        loaded = recipe(int(digits or 0))
-        if loaded.id != work.encoder_id:
-            raise FluoroscopeError(
-                f"worker {worker.address} loaded the encoder {loaded.id}, the job wants {work.encoder_id}: the model's "
-                "files differ between the machines"
-            )
-        encoders[work.encoder_id] = loaded
-    return compute_block(work, encoders[work.encoder_id], block, stopped=lambda: job in stopped)
-
-
-def _stop(job: str, dask_worker: Any = None) -> None:
-    """Have a worker compute no further batch of a job."""
-    _stopped_jobs(dask_worker).add(job)
-
-
-def _stopped_jobs(worker: Any) -> set[str]:
-    stopped: set[str] = worker.__dict__.setdefault("fluoroscope_stopped", set())
-    return stopped
+    return EncoderRecipe(source, precision, encoder.preprocess.decoder, getattr(encoder, "wanted_device", "auto"))

@@ -21,6 +21,9 @@ from engine.errors import ImageError
 from engine.keys import key_of_content
 from engine.row_buffer import RowBuffer
 
+# More threads than these only get into one another's way.
+MOST_THREADS = 16
+
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
@@ -110,7 +113,7 @@ class Decoder:
 def default_threads() -> int:
     """Return how many threads read and decode: the cores this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16)
+    return min(cores, MOST_THREADS)
 
 
 def ordered_map(

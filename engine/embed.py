@@ -8,7 +8,7 @@ belongs to content, so every sample with that content is listed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,7 +31,7 @@ from engine.extract import EncoderLike
 from engine.keys import KEY_BYTES, key_of_text
 from engine.plan import Plan
 from engine.products import Product
-from engine.row_buffer import Tally
+from engine.row_buffer import RowBuffer, Tally
 from engine.sample_keys import SampleKeys
 from engine.sample_scan import Scan, in_blocks, names_of
 from engine.unfinished import UnfinishedJob
@@ -53,7 +53,7 @@ class EmbedReport:
     Parameters
     ----------
     computed : dict of str to int
-        Rows computed and stored, by product.
+        Rows computed and stored, by product; with workers, all rows of its samples that were stored meanwhile.
     reused : dict of str to int
         Samples whose row was there already, or is that of another sample with the same content.
     failures : DataFrame
@@ -147,6 +147,12 @@ class _Job:
             plan.say(self._encoder)
         self._told = True
 
+    def _settled(self, plan: Plan, images: int) -> Plan:
+        """Return the plan with nothing left open, by the machine that computes."""
+        if self._cluster is None:
+            return plan.settled(self._encoder, images)
+        return self._cluster.settled(plan, self._encoder, images)
+
     # -- Images ------------------------------------------------------------------------------------------------------
 
     def embed_images(self, work: Work, rehash: bool, begin: Callable[[Plan], object]) -> list[Failure]:
@@ -157,7 +163,7 @@ class _Job:
         wanted = self._wanted(work, scan)
         self._check_storage(work, len(wanted), rows_lack=bool(scan.known[wanted].any()))
         if len(wanted):
-            work = replace(work, plan=work.plan.settled(self._encoder, len(wanted)))
+            work = replace(work, plan=self._settled(work.plan, len(wanted)))
             self._tell(work.plan)
             begin(work.plan)
         try:
@@ -213,7 +219,7 @@ class _Job:
                 work, self._encoder, images, total, self._tally, learn, on_commit=save, progress=self._progress
             )
             return
-        rows = self._cluster.block_rows(total, work.plan.batch_size)
+        rows, before = self._cluster.block_rows(total, work.plan.batch_size), work.buffers()
         parts = (Block(images=part) for part in _parts(images, rows))
 
         def take(computed: Computed) -> None:
@@ -223,6 +229,7 @@ class _Job:
             save()
 
         self._cluster.compute(work, self._encoder, parts, "embed images", total, take, self._progress)
+        self._count_added(work, before, scan.keys[scan.known])
 
     def _table_saver(self, scan: Scan) -> Callable[[], None]:
         """Return what saves the sample table now and then, so that a killed first run need not read all again."""
@@ -251,7 +258,7 @@ class _Job:
         work = replace(work, plan=replace(work.plan, compiled=False, compiled_reason="text towers never are"))
         if len(wanted):
             self._tell(work.plan)
-            self._compute_texts(work, self._windows(wanted), len(wanted))
+            self._compute_texts(work, self._windows(wanted), keys[wanted])
         for buffer in work.buffers().values():
             buffer.finish()
         return self._failed_contents(keys, there)
@@ -265,17 +272,25 @@ class _Job:
         for positions in np.split(wanted, np.flatnonzero(np.diff(wanted // TEXTS_A_WINDOW)) + 1):
             yield names.take(pa.array(positions)).to_pylist()
 
-    def _compute_texts(self, work: Work, windows: Iterator[list[str]], total: int) -> None:
+    def _compute_texts(self, work: Work, windows: Iterator[list[str]], keys: np.ndarray) -> None:
+        total = len(keys)
         if self._cluster is None:
             blocks.compute_texts(work, self._encoder, windows, total, self._tally, progress=self._progress)
             return
-        rows = self._cluster.block_rows(total, TEXTS_A_BATCH)
+        rows, before = self._cluster.block_rows(total, TEXTS_A_BATCH), work.buffers()
         parts = (Block(texts=part) for part in _parts(chain.from_iterable(windows), rows))
 
         def take(computed: Computed) -> None:
             self._tally.include(computed.tally)
 
         self._cluster.compute(work, self._encoder, parts, "embed texts", total, take, self._progress)
+        self._count_added(work, before, keys)
+
+    def _count_added(self, work: Work, before: Mapping[str, RowBuffer], keys: np.ndarray) -> None:
+        """Count the rows that have come: a worker that was killed could not tell of those that it had committed."""
+        keys = keys[first_occurrences(keys)]
+        for what, buffer in work.buffers().items():
+            self._tally.computed[what] = int((before[what].lacks(keys) & ~buffer.lacks(keys)).sum())
 
     def _check_storage(self, work: Work, wanted: int, *, rows_lack: bool) -> None:
         """Raise CacheError before anything is computed that could not be stored."""

@@ -81,6 +81,7 @@ def load_encoder(
         model, tokenizer = build_model(files), build_tokenizer(files)
         digest.result()
     encoder = Encoder(model, tokenizer, files, device=place, precision=precision, decoder=decoder)
+    encoder.wanted_device = device
     if place.type == "cpu" and precision == "fp16":
         _check_half_on_cpu(encoder)
     return encoder
@@ -115,6 +116,8 @@ class Encoder:
     precision_reason : str
         Why this one, for the log; see `engine.precision.load_for`.
     device : torch.device
+    wanted_device : str
+        What was asked for, such as "auto"; a worker elsewhere may have another device.
     dim : int
         Length of an embedding.
     logit_scale, logit_bias : float, float or None
@@ -145,6 +148,7 @@ class Encoder:
         self.precision = precision
         self.precision_reason = "as asked for"
         self.device = device
+        self.wanted_device = str(device)
         self.dtype = DTYPES[precision]
         self.tokenizer = tokenizer
         self.preprocess = replace(Preprocess.from_cfg(model.visual.preprocess_cfg), decoder=decoder)

@@ -41,8 +41,8 @@ class Plan:
     ----------
     batch_size : int
         Of every batch, the last one filled up.
-    threads : int
-        Threads that read and decode.
+    threads : int, optional
+        Threads that read and decode; None: as many as there are cores where it is computed.
     commit_rows : int, optional
         Rows a commit; 64 MiB unless given.
     commit_seconds : float
@@ -55,7 +55,7 @@ class Plan:
     """
 
     batch_size: int
-    threads: int
+    threads: int | None
     commit_rows: int | None = None
     commit_seconds: float = COMMIT_SECONDS
     max_pixels: int | None = None
@@ -131,4 +131,9 @@ def make_plan(
 
 def default_batch_size(encoder: Any) -> int:
     """Return the batch size for an encoder's device; fixed by the kind of device, so that a job goes on as it began."""
-    return 32 if getattr(getattr(encoder, "device", None), "type", "cpu") == "cpu" else 256
+    return batch_size_for(getattr(getattr(encoder, "device", None), "type", "cpu"))
+
+
+def batch_size_for(device_type: str) -> int:
+    """Return the batch size for a kind of device."""
+    return 32 if device_type == "cpu" else 256

@@ -176,9 +176,7 @@ def _cluster(config: Config) -> AbstractContextManager[Cluster | None]:
     """Return the workers that compute, None for this process alone."""
     if config.workers is None and config.scheduler is None:
         return nullcontext()
-    if config.scheduler is not None:
-        return start_cluster(scheduler=config.scheduler)
-    return start_cluster(config.workers, threads=config.threads)
+    return start_cluster(config.workers, config.scheduler, threads=config.threads)
 
 
 def _kept(cache: Cache, encoder: Encoder, what: Sequence[str]) -> str:

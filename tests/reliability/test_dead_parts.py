@@ -149,7 +149,7 @@ Runner._compute = dies
 # -- Past one process ------------------------------------------------------------------------------------------------
 
 
-def slow_encoder(number: int) -> SlowEncoder:
+def slow_encoder() -> SlowEncoder:
     """Make the encoder in a worker."""
     return SlowEncoder(0.3)
 
