@@ -450,11 +450,15 @@ def _nearest_key(dotted: str, config_class: type[BaseModel]) -> str:
     plain = re.sub(r"\[\d+\]", "", dotted)
     section, _, name = plain.rpartition(".")
     known = known_keys(config_class)
+    spelled = [key for key in known if key.lower() == plain.lower()]
+    if spelled:
+        return f"did you mean {spelled[0]!r}? Upper and lower case count"
     siblings = [key for key in known if key.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in siblings], n=1, cutoff=0.5)
+    last = {key.rpartition(".")[2].lower(): key for key in siblings}
+    near = difflib.get_close_matches(name.lower(), last, n=1, cutoff=0.5)
     if near:
-        return f"did you mean {(f'{section}.' if section else '') + near[0]!r}?"
-    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+        return f"did you mean {last[near[0]]!r}?"
+    elsewhere = [key for key in known if key.rpartition(".")[2].lower() == name.lower()]
     if elsewhere:
         return f"did you mean {elsewhere[0]!r}?"
     return f"known keys here: {', '.join(key.rpartition('.')[2] for key in siblings)}"

@@ -111,6 +111,12 @@ def test_unknown_key_on_the_command_line():
     assert text == "the command line: unknown key 'wrokers'; did you mean 'workers'?"
 
 
+def test_unknown_key_in_another_case_is_the_nearest():
+    assert "did you mean 'split.how'? Upper and lower case count" in message({"dataset": "x", "split": {"HOW": 1}})
+    assert "did you mean 'split.fractions'?" in message({"dataset": "x", "split": {"FRACTION": 1}})
+    assert "did you mean 'split.fractions'?" in message({"dataset": "x", "Fractions": [1]})
+
+
 def test_unknown_key_that_lives_in_another_section():
     assert "did you mean 'split.fractions'?" in message({"dataset": "x", "fractions": [1]})
 
