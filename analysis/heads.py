@@ -23,6 +23,8 @@ from engine.errors import DataError, ModelError, UsageError
 
 FORMAT = "fluoroscope linear head"
 FORMAT_VERSION = 1
+# Probes without weights on the embedding, see `analysis.probes.stored`.
+STORED_FORMAT = "fluoroscope probe"
 _ARRAYS = ("format", "format_version", "weight", "bias", "label_names", "normalised", "encoder_id", "provenance")
 
 
@@ -93,11 +95,7 @@ class LinearHead:
 
     def check_encoder(self, encoder_id: str) -> None:
         """Raise ModelError where the head was trained on another encoder than `encoder_id`."""
-        if self.encoder_id and self.encoder_id != encoder_id:
-            raise ModelError(
-                f"the head was trained on embeddings of {self.encoder_id!r}, not of {encoder_id!r}; load that "
-                "encoder or train a head for this one"
-            )
+        check_encoder("the head", self.encoder_id, encoder_id)
 
     def save(self, path: str | Path) -> Path:
         """Write the head as one .npz file, replaced whole so that a reader never sees half of it; return its path."""
@@ -125,12 +123,17 @@ class LinearHead:
         source = Path(path)
         if not source.is_file():
             raise ModelError(f"no head at {source}; train one with `fluoro probe`")
+        if source.suffix == ".joblib":
+            raise ModelError(_no_weights(source, "another kind than these"))
         try:
             with np.load(source, allow_pickle=False) as archive:
                 missing = [name for name in _ARRAYS if name not in archive]
                 found = {name: archive[name] for name in _ARRAYS if name not in missing}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{source} cannot be read as a linear head: {error}") from error
+                other = str(archive["kind"]) if str(found.get("format", "")) == STORED_FORMAT else ""
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ModelError(f"{source} cannot be read as a linear head: {unreadable(error)}") from error
+        if other:
+            raise ModelError(_no_weights(source, f"the kind {other!r}"))
         if missing:
             raise ModelError(f"{source} is not a linear head of fluoroscope: it lacks {', '.join(missing)}")
         if str(found["format"]) != FORMAT:
@@ -151,3 +154,24 @@ class LinearHead:
             )
         except (ModelError, TypeError, ValueError) as error:
             raise ModelError(f"{source} is damaged: {error}") from error
+
+
+def check_encoder(what: str, trained_on: str, encoder_id: str) -> None:
+    """Raise ModelError where something was trained on another encoder than `encoder_id`; "" is not known."""
+    if trained_on and trained_on != encoder_id:
+        raise ModelError(
+            f"{what} was trained on embeddings of {trained_on!r}, not of {encoder_id!r}; load that encoder or train a "
+            "head for this one"
+        )
+
+
+def _no_weights(source: Path, kind: str) -> str:
+    return (
+        f"{source} holds a probe of {kind}, which has no weights on the embedding for heatmaps, search or a study to "
+        "use; train one of --kind logistic, text-prior, ridge or nearest-mean"
+    )
+
+
+def unreadable(error: Exception) -> str:
+    """Return why a file is no archive of arrays, without NumPy's advice to unpickle what may come from anywhere."""
+    return "it is no .npz of plain arrays" if "pickle" in str(error) else str(error)

@@ -16,8 +16,8 @@ from analysis import cam
 from analysis.heads import LinearHead
 from engine.cache import Cache
 from engine.encoder import Encoder, load_encoder
-from engine.errors import ModelError, UsageError
-from jobs import finetune, probe, probe_section, study_settings
+from engine.errors import UsageError
+from jobs import finetune, heads, probe_section, study_settings
 from jobs.study_settings import Explained
 
 SettingName = Literal["zero-shot", "probe", "fine-tuned"]
@@ -95,12 +95,10 @@ def _zero_shot(config: SettingOptions, encoder: Encoder, labels: Sequence[str], 
 
 
 def _probe(config: SettingOptions, encoder: Encoder, path: Path) -> Explained:
-    file = path / probe.HEAD_FILE if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise UsageError(f"{str(path)!r} is no run of fluoro probe with a linear head: it has no file {file.name!r}")
-    head = _checked(LinearHead.load(file), encoder, file)
-    shown = path.name if path.is_dir() else path.stem
-    name = probe_section.LINEAR_PROBE if len(config.heads) == 1 else f"{probe_section.LINEAR_PROBE} ({shown})"
+    head = heads.open_head(path, encoder)
+    shown = [path.name if path.is_dir() else path.stem] if len(config.heads) > 1 else []
+    said = ", ".join([kind for kind in [probe_section.kind_of(head)] if kind] + shown)
+    name = f"{probe_section.LINEAR_PROBE} ({said})" if said else probe_section.LINEAR_PROBE
     return Explained(name, config.protocol, encoder, head.label_names, head=head)
 
 
@@ -110,16 +108,6 @@ def _tuned(config: SettingOptions, encoder: Encoder, folder: Path) -> Explained:
         raise UsageError(f"{str(folder)!r} is no run of fluoro finetune: it has no folder {model.name!r}")
     tower = load_encoder(f"local-dir:{model.resolve()}", device=config.device, precision=encoder.precision)
     file = model / finetune.HEAD_FILE
-    head = _checked(LinearHead.load(file), tower, file)
+    head = heads.checked(LinearHead.load(file), tower, file)
     name = study_settings.FINE_TUNING if len(config.tuned) == 1 else f"{study_settings.FINE_TUNING} ({folder.name})"
     return Explained(name, config.protocol, tower, head.label_names, head=head)
-
-
-def _checked(head: LinearHead, encoder: Encoder, file: Path) -> LinearHead:
-    head.check_encoder(encoder.id)
-    if head.dimensions != encoder.dim:
-        raise ModelError(
-            f"the head {file} takes embeddings of {head.dimensions} numbers, those of {encoder.id} have {encoder.dim}; "
-            "it was trained for another encoder"
-        )
-    return head

@@ -7,12 +7,14 @@ run's result lines as tables. The numbers themselves are made where the study ma
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -23,6 +25,10 @@ from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
 from jobs.metric_tables import label_table, overall_table, undefined_sentences
 from jobs.progress import Progress
 from jobs.runs import RESULTS_FILE, Run
+
+log = logging.getLogger(__name__)
+
+UNJUDGED = "Labels that cannot be judged here: their figures mean nothing"
 
 
 class MeasureOptions(DatasetOptions, ModelOptions, CacheOptions):
@@ -51,6 +57,8 @@ class Measured:
         Samples that could not be embedded: id, uri, what, reason.
     head : Path or None
         The saved head.
+    unjudged : DataFrame
+        Labels without a positive sample where the choice is made or tested, with their counts.
     """
 
     folder: Path
@@ -58,10 +66,12 @@ class Measured:
     metrics: pd.DataFrame
     failures: pd.DataFrame
     head: Path | None = None
+    unjudged: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the settings beside the trivial baselines, and the setting's labels."""
-        return {
+        """Return labels that cannot be judged, the settings beside the trivial baselines, and the setting's labels."""
+        first = {UNJUDGED: self.unjudged} if len(self.unjudged) else {}
+        return first | {
             "On the test split, with 95 % intervals by patient": overall_table(self.metrics),
             f"{self.setting} by label": label_table(self.metrics, self.setting),
         }
@@ -130,6 +140,52 @@ def prepare(config: MeasureOptions, run: Run, progress: Progress, *, texts: bool
     return material
 
 
+def check_positives(material: study_settings.Material, held: np.ndarray) -> pd.DataFrame:
+    """Return the labels without a positive sample among those that choose or are tested, and warn of them.
+
+    Parameters
+    ----------
+    held : ndarray of int
+        Positions of the samples on which thresholds, and all else that is chosen, are chosen.
+
+    Returns
+    -------
+    DataFrame
+        label, and positives in train, in what chooses and in test; empty where every label has some in both.
+
+    Raises
+    ------
+    DataError
+        No label has a positive in both: there is nothing to choose by or nothing to test.
+    """
+    names, parts = np.array(material.dataset.label_names, dtype=object), {
+        "train": material.rows("train"), "choosing": held, "test": material.rows("test"),
+    }  # fmt: skip
+    counts = {part: (material.y[rows] > 0).sum(axis=0) for part, rows in parts.items()}
+    lacking = (counts["choosing"] == 0) | (counts["test"] == 0)
+    if lacking.all():
+        said = "; ".join(
+            f"{name}: {counts['choosing'][place]} of {len(held)} that choose, {counts['test'][place]} of "
+            f"{len(parts['test'])} test samples"
+            for place, name in enumerate(names[:5])
+        )
+        raise DataError(
+            f"no label has a positive sample both where the choice is made and where it is tested ({said}), so no "
+            "figure would mean anything; choose another split, such as --split stratified, or other labels"
+        )
+    for part, which, so in (
+        ("choosing", "samples that choose", "their thresholds and their share in the choice say nothing"),
+        ("test", "test samples", "their test figures say nothing, and means over labels leave them out or count 0"),
+    ):
+        none = names[counts[part] == 0]
+        if len(none):
+            log.warning("%s: no positive among the %d %s, so %s", ", ".join(none), len(parts[part]), which, so)
+    titles = {"train": "positives in train", "choosing": "where the choice is made", "test": "in test"}
+    return pd.DataFrame({"label": names, **{titles[part]: count for part, count in counts.items()}})[
+        lacking
+    ].reset_index(drop=True)
+
+
 def result_lines(folder: Path, kind: str) -> pd.DataFrame:
     """Return the result lines of one kind, one row each."""
     with (folder / RESULTS_FILE).open(encoding="utf-8") as file:
@@ -137,7 +193,14 @@ def result_lines(folder: Path, kind: str) -> pd.DataFrame:
     return pd.DataFrame([{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == kind])
 
 
-def measured(run: Run, setting: str, failures: pd.DataFrame | None = None, head: Path | None = None) -> Measured:
+def measured(
+    run: Run,
+    setting: str,
+    failures: pd.DataFrame | None = None,
+    head: Path | None = None,
+    unjudged: pd.DataFrame | None = None,
+) -> Measured:
     """Return a run's metrics as a result."""
+    none = pd.DataFrame() if unjudged is None else unjudged
     failed = pd.DataFrame(run.failures, columns=["id", "uri", "what", "reason"]) if failures is None else failures
-    return Measured(run.folder, setting, result_lines(run.folder, "metric"), failed, head)
+    return Measured(run.folder, setting, result_lines(run.folder, "metric"), failed, head, none)

@@ -33,11 +33,12 @@ def run(
     UsageError
         A template without {label}, an output that exists.
     DataError
-        No labels, or an empty split.
+        No labels, an empty split, or no label with a positive sample where the choice is made and tested.
     """
     progress = progress or Progress()
     with open_run("zeroshot", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         material = measuring.prepare(config, record, progress)
+        unjudged = measuring.check_positives(material, material.rows("val"))
         with record.step("zero-shot") as step:
             setting = study_settings.zero_shot(material, config.zero_shot, config.protocol)
             step.items = len(material.dataset)
@@ -46,4 +47,4 @@ def run(
                 material, [setting], config.protocol, record, config.replicates, config.seed
             )
             study_scores.write_score_arrays(material, {config.protocol: [setting]}, record)
-    return measuring.measured(record, setting.name)
+    return measuring.measured(record, setting.name, unjudged=unjudged)

@@ -16,6 +16,7 @@ from analysis.probes.logistic import LogisticFits, solve_logistic
 from analysis.probes.neighbours import NearestMean, NeighbourProbe, TipAdapterProbe
 from analysis.probes.recipe import PaperProbeSettings, paper_head, paper_probe
 from analysis.probes.selection import SELECTIONS, mean_log_loss
+from analysis.probes.stored import StoredProbe, load_probe
 from analysis.probes.trained import AttentionPoolingProbe, MLPProbe
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "PaperProbeSettings",
     "ProbeResult",
     "RidgeProbe",
+    "StoredProbe",
     "TextPriorProbe",
     "TipAdapterProbe",
     "fit_probe",
     "fit_probe_on_split",
+    "load_probe",
     "mean_log_loss",
     "paper_head",
     "paper_probe",

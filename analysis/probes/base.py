@@ -14,6 +14,7 @@ Wrong input raises ValueError with scikit-learn's own messages, as its tools exp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ def plain(values: Any) -> Any:
         return values
     found = values.detach().cpu()
     return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
+
+
+def device_of(values: Any) -> str:
+    """Return the device that features lie on: a tensor's own, else the processor."""
+    return str(values.device) if isinstance(values, torch.Tensor) else "cpu"
 
 
 class Probe(ClassifierMixin, BaseEstimator):
@@ -59,6 +65,17 @@ class Probe(ClassifierMixin, BaseEstimator):
         """Return logits (m, L), above 0 where a label is there."""
         raise NotImplementedError
 
+    def fitted_arrays(self) -> dict[str, np.ndarray]:
+        """Return what the probe has learnt as named arrays, for a file; `take_arrays` puts them back."""
+        raise NotImplementedError(f"{type(self).__name__} is kept as a head: see to_head")
+
+    def take_arrays(self, arrays: Mapping[str, np.ndarray], labels: int, features: int) -> Probe:
+        """Become the probe of several labels (or of one label's two classes) that had learnt these arrays."""
+        self._kind = "binary" if labels == 1 else "multilabel-indicator"
+        self.classes_ = np.arange(2 if labels == 1 else labels)
+        self.n_features_in_ = features
+        return self
+
     def _features(self, x: Any, reset: bool) -> np.ndarray:
         return validate_data(self, plain(x), reset=reset, dtype=[np.float64, np.float32])
 
@@ -81,6 +98,7 @@ class Probe(ClassifierMixin, BaseEstimator):
             A value is not finite, rows do not match, or there is one class only.
         """
         features = self._features(X, reset=True)
+        self._lies = device_of(X)
         self._learn(features, self._columns(plain(y), len(features)), np.ones(len(features)))
         return self
 
@@ -156,6 +174,7 @@ class WeightedProbe(Probe):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> WeightedProbe:
         """Learn from features, truth and sample weights (n,), not negative; see `Probe.fit`."""
         features = self._features(X, reset=True)
+        self._lies = device_of(X)
         truth = self._columns(plain(y), len(features))
         weight = _check_sample_weight(plain(sample_weight), features, dtype=np.float64, ensure_non_negative=True)
         if not (weight > 0).any():
@@ -181,11 +200,14 @@ class LinearEstimator(WeightedProbe):
     def _answer(self, x: np.ndarray) -> np.ndarray:
         return self._scaled(x) @ self.coef_.T + self.intercept_
 
-    def to_head(self, label_names: tuple[str, ...], encoder_id: str = "") -> LinearHead:
+    def to_head(
+        self, label_names: tuple[str, ...], encoder_id: str = "", provenance: Mapping[str, Any] | None = None
+    ) -> LinearHead:
         """Return the head that `fluoro cam` and a study take, its labels named in the order of the columns."""
         check_is_fitted(self)
-        provenance = {"recipe": type(self).__name__, **{k: v for k, v in self.get_params().items() if is_simple(v)}}
-        return LinearHead(self.coef_, self.intercept_, tuple(label_names), self.normalize, encoder_id, provenance)
+        own = {"recipe": type(self).__name__, **{k: v for k, v in self.get_params().items() if is_simple(v)}}
+        known = {**own, **(provenance or {})}
+        return LinearHead(self.coef_, self.intercept_, tuple(label_names), self.normalize, encoder_id, known)
 
 
 def is_simple(value: Any) -> bool:

@@ -18,6 +18,7 @@ from scipy.special import logit
 
 from analysis.heads import LinearHead
 from analysis.metrics import check_truth
+from analysis.probes.inputs import on_device
 from analysis.probes.logistic import TOLERANCE, LogisticFits, solve_logistic
 from analysis.probes.selection import SELECTIONS, choose_best, validation_scores
 from analysis.vectors import normalise_rows
@@ -63,6 +64,7 @@ def fit_probe(
     encoder_id: str = "",
     tol: float = TOLERANCE,
     max_iter: int = 200,
+    device: str = "cpu",
 ) -> ProbeResult:
     """Fit one logistic regression a label for every C, and keep the C that serves validation best.
 
@@ -85,6 +87,8 @@ def fit_probe(
         Kept in the head.
     tol, max_iter
         As in `solve_logistic`: how far above the minimum an objective may be, and Newton iterations.
+    device : str
+        Where the problems are solved.
 
     Returns
     -------
@@ -105,7 +109,9 @@ def fit_probe(
     tuned = len(grid) > 1
     if tuned and not len(val_x):
         raise DataError(f"no validation samples to choose among {len(grid)} values of C; give a val split or one C")
-    fits = solve_logistic(x, y, grid, class_weights=[class_weight], label_names=names, tol=tol, max_iter=max_iter)
+    fits = solve_logistic(
+        on_device(x, device), y, grid, class_weights=[class_weight], label_names=names, tol=tol, max_iter=max_iter
+    )
     warn_of_unfinished(fits, tol, max_iter)
     weights, biases, iterations = (each[0, 0] for each in (fits.weight, fits.bias, fits.iterations))
     history = [{"C": c, "iterations": float(iterations[:, index].sum())} for index, c in enumerate(grid)]

@@ -21,6 +21,12 @@ def to_tensor(values: Any, like: Any = None) -> Tensor:
     return found.to(like.device) if isinstance(like, Tensor) else found
 
 
+def on_device(values: np.ndarray, device: str | torch.device) -> np.ndarray | Tensor:
+    """Return an array as a tensor on a CUDA device where one is named, else as it is: solvers work where it lies."""
+    place = torch.device(device)
+    return to_tensor(values).to(place) if place.type == "cuda" else values
+
+
 def check_features(x: Tensor, which: str) -> None:
     """Raise DataError where features are not a table of finite numbers with rows and columns."""
     if x.ndim != 2:

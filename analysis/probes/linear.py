@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from analysis.probes.base import LinearEstimator
+from analysis.probes.inputs import on_device
 from analysis.probes.logistic import LogisticFits, solve_logistic
 
 # One problem alone is solved to rounding, so that it depends on nothing but the data; a sweep is not.
@@ -22,7 +23,8 @@ EXACT = 1e-20
 class LinearProbe(LinearEstimator):
     """L2-regularised logistic regression, one for each column of the truth.
 
-    The objective is that of scikit-learn's LogisticRegression; several classes are fitted one against the rest.
+    The objective is that of scikit-learn's LogisticRegression; several classes are fitted one against the rest. A CUDA
+    tensor's problems are solved there.
 
     Parameters
     ----------
@@ -70,7 +72,7 @@ class LinearProbe(LinearEstimator):
         elif self.class_weight is not None:
             kind = self.class_weight
         self.fits_: LogisticFits = solve_logistic(
-            x, y, [self.C], row_weights=weight[None], class_weights=[kind], offset=offset,
+            on_device(x, self._lies), y, [self.C], row_weights=weight[None], class_weights=[kind], offset=offset,
             tol=self.tol, max_iter=self.max_iter,
         )  # fmt: skip
         self.n_iter_ = self.fits_.iterations[0, 0, :, 0]

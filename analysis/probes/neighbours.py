@@ -6,6 +6,8 @@ is trained. Products with the stored samples go in blocks, so that memory stays 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from analysis.probes.base import LinearEstimator, Probe, WeightedProbe, unit_rows
@@ -92,34 +94,55 @@ class NeighbourProbe(Probe):
             )
         self.stored_, self.truth_ = self._scaled(x), y
 
+    def fitted_arrays(self) -> dict[str, np.ndarray]:
+        """Return the stored rows and their truth."""
+        return {"stored": self.stored_, "truth": self.truth_}
+
+    def take_arrays(self, arrays: Mapping[str, np.ndarray], labels: int, features: int) -> NeighbourProbe:
+        """Become the probe that stored these rows."""
+        super().take_arrays(arrays, labels, features)
+        self.stored_, self.truth_ = arrays["stored"], arrays["truth"].astype(bool)
+        return self
+
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         return unit_rows(x) if self.metric == "cosine" else np.asarray(x, dtype=np.float64)
 
     def shares(self, x: np.ndarray) -> np.ndarray:
         """Return each label's share (m, L) among the neighbours of features (m, d); ties go to the earlier row."""
+        return self._shares(x, [self.n_neighbors])[0]
+
+    def logits_of(self, x: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        """Return the logits (K, m, L) that so many neighbours give each, from one comparison with the stored rows."""
+        # Half a neighbour on either side keeps the log-odds finite and their sign right.
+        half = 0.5 / np.minimum(counts, len(self.stored_))[:, None, None]
+        shares = self._shares(x, counts)
+        return np.log(shares + half) - np.log(1 - shares + half)
+
+    def _shares(self, x: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         asked, stored = self._scaled(x), self.stored_
-        count, found = min(self.n_neighbors, len(stored)), []
+        most = min(max(counts), len(stored))
+        found = np.empty((len(counts), len(asked), self.truth_.shape[1]))
         squares = (stored**2).sum(axis=1)
-        for start in range(0, len(asked), max(1, _CELLS // len(stored))):
-            some = asked[start : start + max(1, _CELLS // len(stored))]
+        step = max(1, _CELLS // len(stored))
+        for start in range(0, len(asked), step):
+            some = asked[start : start + step]
             similarity = some @ stored.T
             if self.metric == "euclidean":
                 away = np.maximum((some**2).sum(axis=1)[:, None] + squares - 2 * similarity, 0)
                 similarity = -np.sqrt(away)
-            nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+            nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
             near = np.take_along_axis(similarity, nearest, axis=1)
-            share = np.ones_like(near)
-            if self.temperature is not None:
-                share = np.exp((near - near.max(axis=1, keepdims=True)) / self.temperature)
-            share /= share.sum(axis=1, keepdims=True)
-            found.append(np.einsum("mk,mkl->ml", share, self.truth_[nearest]))
-        return np.concatenate(found)
+            truth = self.truth_[nearest]
+            for place, count in enumerate(counts):
+                share = np.ones_like(near[:, :count])
+                if self.temperature is not None:
+                    share = np.exp((near[:, :count] - near.max(axis=1, keepdims=True)) / self.temperature)
+                share /= share.sum(axis=1, keepdims=True)
+                found[place, start : start + step] = np.einsum("mk,mkl->ml", share, truth[:, :count])
+        return found
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
-        # Half a neighbour on either side keeps the log-odds finite and their sign right.
-        half = 0.5 / min(self.n_neighbors, len(self.stored_))
-        shares = self.shares(x)
-        return np.log(shares + half) - np.log(1 - shares + half)
+        return self.logits_of(x, [self.n_neighbors])[0]
 
 
 class TipAdapterProbe(WeightedProbe):
@@ -140,8 +163,9 @@ class TipAdapterProbe(WeightedProbe):
         Weight and sharpness of the affinities.
     scale : float
         Of the dot product of normalised features and text.
-    bias : float
-        Added to the zero-shot logits.
+    bias : float or None
+        Added to the zero-shot logits; None: for each label what brings its mean over the stored samples to the log-odds
+        of its share among them (half a sample added to either side).
     """
 
     def __init__(
@@ -151,7 +175,7 @@ class TipAdapterProbe(WeightedProbe):
         alpha: float = 10.0,
         beta: float = 5.5,
         scale: float = 1.0,
-        bias: float = 0.0,
+        bias: float | None = 0.0,
     ) -> None:
         self.text = text
         self.alpha = alpha
@@ -165,12 +189,36 @@ class TipAdapterProbe(WeightedProbe):
         # A label without positives or without negatives gets no share of that side.
         shares = [side / np.where(side.sum(axis=0) > 0, side.sum(axis=0), 1) for side in (positive, negative)]
         self.stored_, self.share_ = unit_rows(x), shares[0] - shares[1]
+        self.bias_ = np.full(y.shape[1], 0.0 if self.bias is None else self.bias)
+        if self.bias is None:
+            odds = np.log((positive.sum(axis=0) + 0.5) / (negative.sum(axis=0) + 0.5))
+            self.bias_ = odds - weight @ self.zero_shot(x) / weight.sum()
 
-    def _answer(self, x: np.ndarray) -> np.ndarray:
+    def fitted_arrays(self) -> dict[str, np.ndarray]:
+        """Return the stored rows, what each says about each label, text vectors and bias."""
+        return {"stored": self.stored_, "share": self.share_, "text": self.text_, "bias": self.bias_}
+
+    def take_arrays(self, arrays: Mapping[str, np.ndarray], labels: int, features: int) -> TipAdapterProbe:
+        """Become the probe that stored these rows."""
+        super().take_arrays(arrays, labels, features)
+        self.stored_, self.share_ = arrays["stored"], arrays["share"]
+        self.text = self.text_ = arrays["text"]
+        self.bias_ = arrays["bias"]
+        return self
+
+    def zero_shot(self, x: np.ndarray) -> np.ndarray:
+        """Return the logits (m, L) of features (m, d) by the text alone."""
+        return self.scale * unit_rows(x) @ self.text_.T + self.bias_
+
+    def affinity(self, x: np.ndarray) -> np.ndarray:
+        """Return how much nearer features (m, d) are to a label's positives than to its negatives, (m, L)."""
         asked = unit_rows(x)
         step = max(1, _CELLS // len(self.stored_))
         near = [
             np.exp(-self.beta * (1 - asked[start : start + step] @ self.stored_.T)) @ self.share_
             for start in range(0, len(asked), step)
         ]
-        return self.scale * asked @ self.text_.T + self.bias + self.alpha * np.concatenate(near)
+        return np.concatenate(near)
+
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        return self.zero_shot(x) + self.alpha * self.affinity(x)

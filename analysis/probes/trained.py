@@ -6,6 +6,7 @@ with AdamW under a cosine schedule, features standardised by the training rows. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from analysis.probes.base import Probe, plain
 from analysis.probes.threads import threads_for
 
+# Numbers of a block of tokens that is turned into float64 at once: 32 MB.
+_CELLS = 1 << 22
+_MODULE = "module."
+
 
 class _Trained(Probe):
     """Training and answering of a torch module; a subclass builds it."""
@@ -25,24 +30,23 @@ class _Trained(Probe):
     learning_rate: float
     weight_decay: float
     random_state: int | None
-    device: str
+    device: str | None
 
     def _build(self, dimensions: int, labels: int) -> nn.Module:
         raise NotImplementedError
 
     def _learn(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
-        axes = tuple(range(x.ndim - 1))
-        self._middle = x.mean(axis=axes, dtype=np.float64)
-        spread = x.std(axis=axes, dtype=np.float64)
+        self._middle, spread = _moments(x)
         self._spread = np.where(spread > 0, spread, 1)
         seed = torch.seed() if self.random_state is None else int(self.random_state)
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         truth = torch.from_numpy(y.astype(np.float32))
+        place = torch.device(self._lies if self.device is None else self.device)
         with threads_for(min(len(x), self.batch_size) * int(np.prod(x.shape[1:])) * 64):
             self._module = self._build(x.shape[-1], y.shape[1])
             self._initialise(generator)
-            self._module.to(self.device).train()
-            self._train(self._tensor(x), truth, generator)
+            self._module.to(place).train()
+            self._train(x, truth, generator, place)
         self._module.eval().cpu()
 
     def _initialise(self, generator: torch.Generator) -> None:
@@ -52,14 +56,15 @@ class _Trained(Probe):
             else:
                 nn.init.zeros_(parameter)
 
-    def _train(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+    def _train(self, x: np.ndarray, y: Tensor, generator: torch.Generator, place: torch.device) -> None:
         optimizer = torch.optim.AdamW(self._module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.epochs)
         for _ in range(self.epochs):
             order = torch.randperm(len(x), generator=generator)
             for rows in order.split(self.batch_size):
-                logits = self._module(x[rows].to(self.device))
-                loss = nn.functional.binary_cross_entropy_with_logits(logits, y[rows].to(self.device))
+                # Standardised batch by batch: tokens of a whole data set are held once, as they came.
+                logits = self._module(self._tensor(x[rows.numpy()]).to(place))
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, y[rows].to(place))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -71,8 +76,39 @@ class _Trained(Probe):
     @torch.no_grad()
     def _answer(self, x: np.ndarray) -> np.ndarray:
         # Row by row through the same shapes: a batch's size changes the last bits.
-        found = [self._module(some) for some in self._tensor(x).split(1024)]
+        found = [self._module(self._tensor(x[start : start + 1024])) for start in range(0, len(x), 1024)]
         return torch.cat(found).double().numpy()
+
+    def fitted_arrays(self) -> dict[str, np.ndarray]:
+        """Return the standardisation and the network's parameters."""
+        weights = {_MODULE + name: value.numpy() for name, value in self._module.state_dict().items()}
+        return {"middle": self._middle, "spread": self._spread, **weights}
+
+    def take_arrays(self, arrays: Mapping[str, np.ndarray], labels: int, features: int) -> _Trained:
+        """Become the probe of these parameters."""
+        super().take_arrays(arrays, labels, features)
+        self._middle, self._spread = arrays["middle"], arrays["spread"]
+        self._module = self._build(features, labels)
+        state = {
+            name.removeprefix(_MODULE): torch.from_numpy(value.copy())
+            for name, value in arrays.items()
+            if name.startswith(_MODULE)
+        }
+        self._module.load_state_dict(state)
+        self._module.eval()
+        return self
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (d,) float64 of the last axis; tokens (n, t, width) in blocks of rows."""
+    if x.ndim == 2:
+        return x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    step = max(1, _CELLS // int(np.prod(x.shape[1:])))
+    blocks = [x[start : start + step] for start in range(0, len(x), step)]
+    count = len(x) * x.shape[1]
+    middle = np.sum([block.sum(axis=(0, 1), dtype=np.float64) for block in blocks], axis=0) / count
+    squares = np.sum([((block - middle) ** 2).sum(axis=(0, 1)) for block in blocks], axis=0)
+    return middle, np.sqrt(squares / count)
 
 
 class MLPProbe(_Trained):
@@ -87,8 +123,8 @@ class MLPProbe(_Trained):
         Of AdamW.
     random_state : int or None
         Seed of weights and batches.
-    device : str
-        Where it is trained; it answers on the CPU.
+    device : str or None
+        Where it is trained; None: where the features lie, the CPU for arrays. It answers on the CPU.
     """
 
     def __init__(
@@ -100,7 +136,7 @@ class MLPProbe(_Trained):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         random_state: int | None = 0,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         self.hidden = hidden
         self.epochs = epochs
@@ -134,7 +170,7 @@ class AttentionPoolingProbe(_Trained):
         learning_rate: float = 1e-2,
         weight_decay: float = 1e-2,
         random_state: int | None = 0,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
@@ -156,8 +192,9 @@ class AttentionPoolingProbe(_Trained):
         else:
             tokens = np.asarray(values)
             flat = tokens.reshape(-1, tokens.shape[-1])
-            # Checked as a table of tokens, so that the number of features is their width.
-            found = validate_data(self, flat, reset=reset, dtype=[np.float64, np.float32]).reshape(tokens.shape)
+            # Checked as a table of tokens, so that the number of features is their width; float16 as cached.
+            kinds = [np.float64, np.float32, np.float16]
+            found = validate_data(self, flat, reset=reset, dtype=kinds).reshape(tokens.shape)
         return found
 
     def _build(self, dimensions: int, labels: int) -> nn.Module:

@@ -52,16 +52,33 @@ def zeroshot(**given: Any) -> dict[str, Any]:
 @options.splits
 @protocol
 @click.option("-C", "probe__C", multiple=True, type=float, metavar="C", help="Inverse strength of L2; best of several.")
-@click.option("--kind", metavar="KIND", help="logistic, text-prior, ridge, nearest-mean, neighbours, tip-adapter, mlp.")
+@click.option(
+    "--kind",
+    metavar="KIND",
+    help="logistic, text-prior, ridge, nearest-mean, neighbours, tip-adapter, mlp, attention. [logistic]",
+)
 @click.option("--class-weight", multiple=True, metavar="HOW", help="none or balanced; both are tried if given twice.")
+@click.option(
+    "--features",
+    "probe__features",
+    multiple=True,
+    metavar="SET",
+    help="unit (of length 1) or raw embeddings; likewise.",
+)
+@click.option("--layer", type=int, metavar="BLOCK", help="Block whose entering tokens attention pools. [-1, the last]")
 @click.option("--folds", type=int, metavar="K", help="Choose on K folds of train and val by group. [0: choose on val]")
+@click.option("--seeds", multiple=True, type=int, metavar="S", help="Deal out the folds anew; may be repeated. [0]")
+@click.option(
+    "--select", metavar="SCORE", help="Choose by log_loss or average_precision. [log_loss; tip-adapter by the other]"
+)
 @replicates
 @options.batches
 @options.out
 def probe(**given: Any) -> dict[str, Any]:
     """Fit probes for the labels of DATASET on cached embeddings; choose without the test rows, test and save the best.
 
-    All values of C, class weightings, folds and seeds (--set seeds=[0,1,2]) are solved together.
+    All values of C, class weightings, folds and seeds are solved together. What other kinds try is set by
+    --set probe.k, probe.alpha, probe.beta, probe.hidden and probe.epochs, such as --set probe.k=[5,20].
     """
     return options.with_data(given)
 

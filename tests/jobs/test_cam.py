@@ -144,6 +144,15 @@ def test_settings_are_chosen_and_a_run_of_probe_is_a_head(place: Path, model: st
     folder = a_head(place, model, "a-run/probe.npz").parent
     result = run(place, model, "chosen", ids=[sample], labels=[label], heads=[folder], settings=["probe"])
     assert list(result.maps.loc[~result.maps["baseline"], "setting"]) == ["Linear probe"]
+    kinds = {
+        "ridge": a_head(place, model, "ridge.npz", provenance={"kind": "ridge"}),
+        "prior": a_head(place, model, "prior.npz"),
+    }
+    result = run(place, model, "kind", ids=[sample], labels=[label], heads=[kinds["ridge"]], settings=["probe"])
+    assert list(result.maps.loc[~result.maps["baseline"], "setting"]) == ["Linear probe (ridge)"]
+    result = run(place, model, "two", ids=[sample], labels=[label], heads=list(kinds.values()), settings=["probe"])
+    shown = ["Linear probe (ridge, ridge)", "Linear probe (prior)"]
+    assert list(result.maps.loc[~result.maps["baseline"], "setting"]) == shown
     for name, option in (("probe", "--head"), ("fine-tuned", "--tuned")):
         with pytest.raises(UsageError, match=option):
             run(place, model, "none", ids=[sample], labels=[label], settings=[name])

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
 
 from analysis.crossfit import group_folds
 from analysis.heads import LinearHead
-from analysis.probes import fit_probe, sweeping
-from analysis.thresholds import choose
+from analysis.probes import LinearProbe, MLPProbe, TipAdapterProbe, fit_probe, fitters, sweeping
 from engine.errors import DataError, UsageError
 from tests.analysis.probes.data import study_like
 
 NAMES = ("a", "b", "c")
+SMALL = {"k": [10, 5], "alpha": [1, 100], "beta": [1, 5.5], "hidden": [8, 16], "epochs": [90]}
+SMALL_ATTENTION = {"epochs": [20, 30]}
 
 
 def case(rows=240, dimensions=8):
     x, y = study_like(rows, dimensions)
     return x + 1, y[:, [0, 1, 3]], np.array([f"p{row // 2}" for row in range(rows)], dtype=object)
+
+
+def small_grid(kind):
+    grids = SMALL | (SMALL_ATTENTION if kind == "attention" else {})
+    return {name: grids[name] for name in sweeping.PARAMETERS.get(kind, ())}
 
 
 def unit(x):
@@ -82,33 +90,123 @@ def test_every_kind__answers_for_held_out_rows(kind, caplog):
         "c_grid": [0.01, 1.0],
         "class_weights": ["none", "balanced"],
         "text": text,
+        "grid": small_grid(kind),
     }
+    if kind == "attention":
+        x = np.stack([x, -x], axis=1).astype(np.float16)
     found = sweeping.sweep_on_folds(x, y, groups, folds=3, **options)
-    count = 4 if kind in sweeping.CONVEX else 1
+    count = {"ridge": 1, "nearest-mean": 1, "neighbours": 2, "tip-adapter": 4, "mlp": 2, "attention": 2}.get(kind, 4)
     assert found.logits.shape == (count, 120, 3) and np.isfinite(found.logits).all()
     assert found.untrained_labels == ("c",) and "but their prior: c" in caplog.text
-    assert isinstance(found.probe, LinearHead) == (kind not in ("neighbours", "tip-adapter", "mlp"))
+    assert isinstance(found.probe, LinearHead) == (kind in sweeping.LINEAR)
     assert roc_auc_score(y[:, 0], found.levelled[found.chosen][:, 0]) > 0.55
     assert sweeping.sweep_on_validation(x[:80], y[:80], x[80:], y[80:], **options).logits.shape == (count, 40, 3)
 
 
-@pytest.mark.parametrize("kind", sweeping.KINDS)
-def test_test_rows__change_no_choice_of_strength_or_threshold(kind):
-    """The study's order: a data set with a split goes in whole, and only test truth differs."""
-    x, y, _ = case(200)
-    split = np.repeat(["train", "val", "test"], [100, 50, 50])
+def test_neighbours__every_k_is_scikit_learns_and_the_best_on_validation_is_kept():
+    x, y, _ = case(150)
+    grid = {"k": [3, 40, 9]}
+    found = sweeping.sweep_on_validation(
+        x[:100], y[:100], x[100:], y[100:], label_names=NAMES, kind="neighbours", grid=grid
+    )
+    assert [candidate.name for candidate in found.candidates] == ["k = 40", "k = 9", "k = 3"]
+    losses = []
+    for k, logits in zip((40, 9, 3), found.logits, strict=True):
+        oracle = KNeighborsClassifier(k, metric="cosine").fit(x[:100], y[:100].astype(int))
+        share = np.stack([chance[:, 1] for chance in oracle.predict_proba(x[100:])], axis=1)
+        np.testing.assert_allclose(logits, np.log(share + 0.5 / k) - np.log(1 - share + 0.5 / k), atol=1e-9)
+        losses.append(np.mean(np.logaddexp(0, logits) - y[100:] * logits))
+    assert found.chosen == int(np.argmin(losses))
+    assert found.probe.probe.n_neighbors == (40, 9, 3)[found.chosen]
+
+
+@pytest.mark.parametrize("kind", ["tip-adapter", "mlp"])
+def test_a_grid__gives_what_each_estimator_gives_alone(kind):
+    x, y, _ = case(90)
     text = np.random.default_rng(0).normal(size=(3, 8))
-    made = []
-    for truth in (y, np.where((split == "test")[:, None], ~y, y)):
-        train, val = split == "train", split == "val"
-        found = sweeping.sweep_on_validation(
-            x[train], truth[train], x[val], truth[val],
-            label_names=NAMES, kind=kind, c_grid=[0.01, 1.0, 100.0], class_weights=["none", "balanced"], text=text,
-        )  # fmt: skip
-        made.append((found.chosen, found.logits, choose("f1", truth[val], found.logits[found.chosen])))
-    assert made[0][0] == made[1][0]
-    np.testing.assert_array_equal(made[0][1], made[1][1])
-    np.testing.assert_array_equal(made[0][2], made[1][2])
+    grid = {"alpha": [0.5, 20], "beta": [1, 6]} if kind == "tip-adapter" else {"hidden": [4, 8], "epochs": [3, 5]}
+    found = sweeping.sweep_on_validation(
+        x[:60], y[:60], x[60:], y[60:], label_names=NAMES, kind=kind, grid=grid, text=text, scale=3.0, seed=4
+    )
+    assert len(found.candidates) == 4
+    for candidate, logits in zip(found.candidates, found.logits, strict=True):
+        values = dict(candidate.parameters)
+        if kind == "mlp":
+            alone = MLPProbe(values["hidden"], epochs=values["epochs"], random_state=4)
+        else:
+            alone = TipAdapterProbe(text, alpha=values["alpha"], beta=values["beta"], scale=3.0, bias=None)
+        alone.fit(unit(x[:60]), y[:60].astype(int))
+        np.testing.assert_allclose(logits, alone.decision_function(unit(x[60:])), rtol=1e-9, atol=1e-12)
+    scores = [
+        np.mean([average_precision_score(t, z) for t, z in zip(y[60:].T, each.T, strict=True) if t.any()])
+        for each in found.logits
+    ]
+    losses = [np.mean(np.logaddexp(0, each) - y[60:] * each) for each in found.logits]
+    assert found.chosen == int(np.argmax(scores) if kind == "tip-adapter" else np.argmin(losses))
+
+
+def test_feature_sets__are_candidates_beside_one_another():
+    x, y, _ = case(160)
+    x = x * np.random.default_rng(0).uniform(0.2, 5, 160)[:, None]
+    found = sweeping.sweep_on_validation(
+        x[:100], y[:100], x[100:], y[100:], label_names=NAMES, c_grid=[0.1, 3.0], features=["unit", "raw"]
+    )
+    names = ["C = 0.1", "C = 3", "C = 0.1, raw", "C = 3, raw"]
+    assert [candidate.name for candidate in found.candidates] == names
+    for candidate, logits in zip(found.candidates, found.logits, strict=True):
+        values = unit(x) if candidate.features == "unit" else x
+        oracle = LogisticRegression(C=candidate.C, tol=1e-9, max_iter=5000).fit(values[:100], y[:100, 1])
+        np.testing.assert_allclose(logits[:, 1], oracle.decision_function(values[100:]), atol=0.05)
+    assert isinstance(found.probe, LinearHead)
+    np.testing.assert_allclose(found.probe.logits(x[100:]), found.logits[found.chosen], atol=1e-9)
+    assert found.probe.normalised == (found.candidates[found.chosen].features == "unit")
+    table = found.convergence()
+    assert len(table) == 3 * 2 * 2 and set(table["features"]) == {"unit", "raw"}
+    worst = (table["gap"] / table["objective"]).max()
+    assert f"all 12 problems proved within 1e-06 of their minimum (relative); worst gap {worst:.1e}" in (
+        found.convergence_sentence()
+    )
+    with pytest.raises(UsageError, match="'neighbours' is always on embeddings of length 1; raw ones are for logistic"):
+        sweeping.Options(kind="neighbours", features=["raw"])
+
+
+@pytest.mark.parametrize("kind", ["logistic", "mlp"])
+def test_the_device_asked_for__is_handed_on(monkeypatch, kind):
+    x, y, _ = case(60)
+    asked = []
+
+    def on_device(values, device):
+        asked.append(device)
+        return values
+
+    monkeypatch.setattr(fitters, "on_device", on_device)
+    monkeypatch.setattr(fitters, "MLPProbe", lambda *_, device, **__: asked.append(device) or MLPProbe(2, epochs=1))
+    sweeping.sweep_on_validation(
+        x[:40], y[:40], x[40:], y[40:], label_names=NAMES, kind=kind, grid=small_grid(kind), device="cuda:7"
+    )
+    assert asked and set(asked) == {"cuda:7"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_sweep_on_the_gpu__reaches_the_objectives_of_the_cpu():
+    x, y = study_like(400, 24)
+    options = {"label_names": [str(label) for label in range(14)], "c_grid": [1e-4, 1.0, 1e4],
+               "class_weights": ["none", "balanced"]}  # fmt: skip
+    groups = np.arange(400).astype(str)
+    tables = [
+        sweeping.sweep_on_folds(x, y, groups, folds=3, device=device, **options).convergence()
+        for device in ("cpu", "cuda")
+    ]
+    assert tables[1]["converged"].all()
+    known = tables[0]["trained"]
+    np.testing.assert_allclose(tables[1]["objective"][known], tables[0]["objective"][known], rtol=1e-6)
+    probe = LinearProbe().fit(torch.tensor(x, device="cuda"), torch.tensor(y, device="cuda"))
+    np.testing.assert_allclose(probe.coef_, LinearProbe().fit(x, y).coef_, rtol=1e-5, atol=1e-7)
+    network = MLPProbe(8, epochs=2, device="cuda").fit(x, y)
+    np.testing.assert_allclose(
+        network.decision_function(x), MLPProbe(8, epochs=2).fit(x, y).decision_function(x), atol=1e-2
+    )
 
 
 def test_wrong_requests__are_refused_with_what_is_wrong():
