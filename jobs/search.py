@@ -1,4 +1,4 @@
-"""`fluoro search`: the samples of a data set nearest to texts, image files, samples of it or vectors.
+"""`fluoro search`: the samples of a data set nearest to texts, image files, samples of it, vectors, or heads' labels.
 
 Comes in: an embedded data set, the model, any number of queries, conditions on the samples. Goes out: for each query
 its nearest samples with cosine, id, patient, labels and text, as a table or JSON, and in files if wanted. A filter is
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from engine.features import align
 from engine.index import Index, build_index, has_index, kinds, load_index, products
 from engine.sample_search import SampleSearch
 from engine.tables import offer
-from jobs import opening, search_output, search_queries
+from jobs import heads, opening, search_output, search_queries
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
 from jobs.progress import Progress, spoken_time
 from jobs.search_queries import Asked
@@ -49,6 +49,8 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
     image: list[Path] = Field(default_factory=list, description="image files to search by")
     id: list[str] = Field(default_factory=list, description="ids of samples to search by")
     vector: list[Path] = Field(default_factory=list, description=".npy files of vectors to search by")
+    head: Path | None = Field(None, description="saved head, or run folder of fluoro probe, to search by its labels")
+    label: list[str] = Field(default_factory=list, description="labels of the head whose weights are searched by")
     text_file: list[Path] = Field(default_factory=list, description="files of texts: one a line, or a column 'text'")
     id_file: list[Path] = Field(default_factory=list, description="files of ids: one a line, or a column 'id'")
     together: bool = Field(False, description="join all queries into one: their mean, each scaled to length one")
@@ -77,7 +79,11 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
 
     @model_validator(mode="after")
     def _asked(self) -> Config:
-        if not (self.text or self.image or self.id or self.vector or self.text_file or self.id_file):
+        if self.head is not None and not self.label:
+            raise ValueError("--head needs --label NAME: which of the head's labels to search by")
+        if self.label and self.head is None:
+            raise ValueError("--label names a label of a head; give --head FILE, or filter with --where label:NAME")
+        if not (self.text or self.image or self.id or self.vector or self.text_file or self.id_file or self.head):
             raise ValueError("nothing to search by; give --text, --image or --id, each as often as wanted")
         if not all(text.strip() for text in [*self.text, *self.minus_text]):
             raise ValueError("an empty text cannot be searched by")
@@ -91,7 +97,7 @@ class Answer:
     Parameters
     ----------
     query : dict
-        {"text": ...}, {"image": ...}, {"id": ...}, {"vector": ...} or, joined, {"together": ...}.
+        {"text": ...}, {"image": ...}, {"id": ...}, {"vector": ...}, {"head": ...} or, joined, {"together": ...}.
     hits : list of dict
         rank, score (cosine), id, group, view, split, labels, text; best first, at most k.
     """
@@ -108,7 +114,7 @@ class Found:
     ----------
     encoder : str
     answers : list of Answer
-        In the order texts, images, ids, vectors.
+        In the order texts, images, ids, vectors, labels of a head.
     searched, missing : int
         Samples of the data set that were searched, and that are not embedded (those cannot be found).
     behind : int
@@ -117,6 +123,8 @@ class Found:
         Kind of index that answered.
     files : list of Path
         What was written.
+    note : str
+        What a search by a head's weights is, "" without one.
     """
 
     encoder: str
@@ -127,6 +135,7 @@ class Found:
     behind: int
     how: str = "exact"
     files: list[Path] | None = None
+    note: str = ""
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return one table a query, of the first queries."""
@@ -141,6 +150,8 @@ class Found:
         """Return what was searched."""
         if len(self.answers) > TABLES_SHOWN:
             yield f"{len(self.answers) - TABLES_SHOWN:,} further queries are not shown; --output FILE.csv has them"
+        if self.note:
+            yield self.note
         yield f"searched {self.searched:,} {self.kind}s by {self.encoder} ({self.how})"
         if self.missing:
             yield f"{self.missing:,} samples have no {self.kind} embedding and cannot be found: `fluoro embed` adds it"
@@ -167,6 +178,8 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     UsageError
         An unknown sample, column, label or value, a sample without an embedding, a file of queries that is empty or
         does not fit, or conditions that no sample passes.
+    ModelError
+        A head that cannot be read, has no weights on the embedding, or is of another encoder.
     ImageError
         A query's file cannot be decoded.
     """
@@ -182,6 +195,8 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
         queried = ["text"] * bool(asked.text or unwanted.text) + ["image"] * bool(asked.image or unwanted.image)
         words = [*asked.text, *unwanted.text]
         encoder = opening.load_model(config, config.cache, dataset, [config.kind, *queried], words)
+    directions, note = _directions(config, encoder)
+    asked = replace(asked, direction=directions)
     dim = cache.array(config.kind, encoder.id).form.row_shape[0]
     queries = search_queries.queries_of(asked, unwanted, config.together, cache, dataset, encoder, dim)
     index = _index(cache, encoder.id, config, len(queries.said))
@@ -204,7 +219,24 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     for path in config.output:
         search_output.write(path, answers, hits, queries, dataset)
     return Found(
-        encoder.id, config.kind, answers, len(search), lacking, index.behind(cache), index.info.how, config.output
+        encoder.id, config.kind, answers, len(search), lacking, index.behind(cache), index.info.how, config.output,
+        note,
+    )  # fmt: skip
+
+
+def _directions(config: Config, encoder: Encoder) -> tuple[dict[str, np.ndarray], str]:
+    """Return the weights of a head's labels as queries, and what the order of the answers then is."""
+    if config.head is None:
+        return {}, ""
+    head = heads.open_head(config.head, encoder)
+    found = {label: heads.weights_of(head, label, config.head) for label in dict.fromkeys(config.label)}
+    order = (
+        "so the order is that of the head's own logits"
+        if head.normalised
+        else "and the head was trained on embeddings of their own length, so its logits order them a little differently"
+    )
+    return found, (
+        f"head {config.head}: searched by the weights of {', '.join(found)}, the score is the cosine with them, {order}"
     )
 
 

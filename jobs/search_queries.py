@@ -34,15 +34,18 @@ class Asked:
     text, id : list of str
     image, vector : list of Path
         Vectors are .npy files of shape (dim,) or (q, dim).
+    direction : dict of str to ndarray of float, (dim,)
+        Weights of a head's labels.
     """
 
     text: list[str] = field(default_factory=list)
     image: list[Path] = field(default_factory=list)
     id: list[str] = field(default_factory=list)
     vector: list[Path] = field(default_factory=list)
+    direction: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.image or self.id or self.vector)
+        return bool(self.text or self.image or self.id or self.vector or self.direction)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Queries:
     Parameters
     ----------
     said : list of dict
-        {"text": ...}, {"image": ...}, {"id": ...}, {"vector": ...} or, joined, {"together": ...}.
+        {"text": ...}, {"image": ...}, {"id": ...}, {"vector": ...}, {"head": ...} or, joined, {"together": ...}.
     vectors : ndarray of float32, (q, dim)
     own : ndarray of int64, (q,)
         Sample that a query is, -1 where it is none.
@@ -146,6 +149,10 @@ def _embedded(asked: Asked, cache: Cache, dataset: Dataset, encoder: Encoder, di
         said += [{"vector": name % number if len(loaded) > 1 else name} for number in range(len(loaded))]
         vectors.append(loaded)
         own += [-1] * len(loaded)
+    for label, weight in asked.direction.items():
+        said.append({"head": label})
+        vectors.append(weight[None])
+        own.append(-1)
     return Queries(said, np.concatenate(vectors).astype(np.float32), np.array(own, np.int64))
 
 

@@ -208,6 +208,8 @@ def index_check(**given: Any) -> dict[str, Any]:
 @click.option("--image", multiple=True, metavar="FILE", help="Search by an image file; may be given several times.")
 @click.option("--id", multiple=True, metavar="SAMPLE", help="Search by a sample of DATASET; likewise.")
 @click.option("--vector", multiple=True, metavar="FILE.npy", help="Search by vectors of the embeddings' length.")
+@click.option("--head", metavar="FILE", help="Search by the weights of a saved head, or of a run of 'fluoro probe'.")
+@click.option("--label", multiple=True, metavar="NAME", help="Label of the head; may be given several times.")
 @click.option("--text-file", multiple=True, metavar="FILE", help="One text a line, or a table's column 'text'.")
 @click.option("--id-file", multiple=True, metavar="FILE", help="One id a line, or a table's column 'id'.")
 @click.option("--together", is_flag=True, default=None, help="Join all queries into one, their mean.")
@@ -221,7 +223,7 @@ def index_check(**given: Any) -> dict[str, Any]:
 @click.option("--how", metavar="KIND", help="Kind of index. [exact while that is fast enough]")
 @click.option("--output", multiple=True, metavar="FILE", help="Write the answers: .csv, .parquet, .json or .png.")
 def search(**given: Any) -> dict[str, Any]:
-    """Find the samples of DATASET nearest to texts, image files, samples or vectors.
+    """Find the samples of DATASET nearest to texts, image files, samples, vectors, or what a probe's head looks for.
 
     A CONDITION is COLUMN=VALUE, COLUMN!=VALUE, COLUMN=ONE|OTHER, COLUMN>=NUMBER, label:NAME or label!:NAME, over any
     column of the samples. It is applied before the search, so k answers come where so many samples pass. A .png is a

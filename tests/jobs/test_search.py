@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from analysis.heads import LinearHead
 from engine.cache import Cache
-from engine.errors import CacheError, DataError, FluoroscopeError, UsageError
+from engine.errors import CacheError, DataError, FluoroscopeError, ModelError, UsageError
 from jobs import embed, index, index_check, search
 from jobs.cli import fluoro
 from jobs.config import load_config
@@ -84,6 +85,42 @@ def test_vectors_from_a_file_find_what_brute_force_finds(place, tmp_path):
     assert [answer.query["vector"] for answer in answers] == [f"{tmp_path / 'q.npy'}[{n}]" for n in range(3)]
     for answer, query in zip(answers, queries, strict=True):
         assert ids(answer) == list(names[np.argsort(-(values @ query))[:6]])
+
+
+def test_a_heads_label_finds_what_its_logits_put_first(place, tmp_path):
+    names, values = vectors(place)
+    generator = np.random.Generator(np.random.PCG64(4))
+    weight = generator.standard_normal((3, values.shape[1]))
+    weight[2] = 0
+    encoder = Cache(place / "cache").encoders()[0]["id"]
+    head = LinearHead(weight, np.array([0.0, 5.0, 0.0]), ("Effusion", "Nodule", "Never"), True, encoder)
+    (tmp_path / "run").mkdir()
+    file = head.save(tmp_path / "run" / "probe.npz")
+    done = found(place, head=tmp_path / "run", label=["Nodule", "Effusion"], k=7)
+    assert [answer.query for answer in done.answers] == [{"head": "Nodule"}, {"head": "Effusion"}]
+    for answer, row in zip(done.answers, (1, 0), strict=True):
+        assert ids(answer) == list(names[np.argsort(-head.logits(values)[:, row])[:7]])
+    said = "\n".join(done.lines())
+    assert "searched by the weights of Nodule, Effusion" in said and "that of the head's own logits" in said
+    (joined,) = found(place, head=file, label=["Nodule"], minus_id=["s03"], k=3).answers
+    assert joined.query == {"together": "head Nodule - id s03"}
+    arguments = ["search", f"table:{place / 'table.csv'}", "-m", f"local-dir:{place / 'model'}", "--device", "cpu",
+                 "--precision", "fp32", "--cache", str(place / "cache"), "-q"]  # fmt: skip
+    shown = CliRunner().invoke(fluoro, [*arguments, "--head", str(file), "--label", "Nodule", "-k", "2"])
+    assert shown.exit_code == 0 and "head Nodule" in shown.output and ids(done.answers[0])[0] in shown.output
+    for values_, error, problem in (
+        ({"head": file, "label": ["Nodul"]}, UsageError, "no label 'Nodul'; nearest: Nodule"),
+        ({"head": file, "label": ["Never"]}, UsageError, "only zeros for 'Never'"),
+        ({"head": tmp_path, "label": ["Nodule"]}, UsageError, "no run of fluoro probe"),
+    ):
+        with pytest.raises(error, match=problem):
+            found(place, **values_)
+    other = LinearHead(weight, np.zeros(3), head.label_names, False, "another-encoder").save(tmp_path / "other.npz")
+    with pytest.raises(ModelError, match="trained on embeddings of 'another-encoder'"):
+        found(place, head=other, label=["Nodule"])
+    for options, problem in (({"head": file}, "--head needs --label"), ({"label": ["Nodule"]}, "give --head FILE")):
+        with pytest.raises(UsageError, match=problem):
+            load_config(search.Config, {**base(place), **options})
 
 
 def test_together_is_the_mean_and_minus_keeps_away(place):
