@@ -392,7 +392,6 @@ def _faiss_beside_product(faiss: Any, rows: int = 16384, queries: int = 256, dim
     """Return how many times as long FAISS's exact search takes as the bare product of the same size by torch."""
     import torch
 
-
     generator = torch.Generator().manual_seed(0)
     vectors, asked = torch.randn((rows, dim), generator=generator), torch.randn((queries, dim), generator=generator)
     index = faiss.IndexFlatIP(dim)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from engine.dataset import Dataset
 from engine.errors import DataError, UsageError
 from jobs import config as configs
 from jobs import (
+    heads,
     heatmap_tables,
     opening,
     probe_section,
@@ -52,6 +54,8 @@ from jobs import (
     study_showcase,
 )
 from jobs import progress as displays
+
+log = logging.getLogger(__name__)
 
 
 class DataSection(configs.JobConfig):
@@ -140,6 +144,7 @@ def run(
         What any step raises; samples that fail alone are listed in the result instead.
     """
     source = _source(config.data)
+    _check_head(config)
     progress = progress or displays.make_progress("quiet")
     cache = caches.Cache(config.cache)
     with runs.open_run("study", config, out=out, cache=config.cache, overwrite=overwrite, resume=resume) as record:
@@ -197,6 +202,24 @@ def run(
         study_cards.write_cards(record)
     page = report.render_report(record.folder)
     return Result(record.folder, page, len(record.failures), study_scores.summary(record.folder))
+
+
+def _check_head(config: Config) -> None:
+    """Refuse what would test a head that was trained before on the samples it learnt from."""
+    if config.probe.head is None:
+        return
+    others = []
+    if config.seeds > 1 and config.repeats.splits == "again":
+        others.append("seeds with other splits (take --set seeds=1 or --set repeats.splits=same)")
+    if config.heatmaps.enabled and config.heatmaps.folds:
+        others.append("heatmaps by folds (take --set heatmaps.folds=0)")
+    if others:
+        raise UsageError(
+            f"the head {str(config.probe.head)!r} is trained already and cannot be trained again for "
+            f"{' and '.join(others)}; or leave probe.head out"
+        )
+    if "sound" not in config.protocols:
+        raise UsageError("probe.head is for the sound protocol; the published one trains a probe of its own")
 
 
 def _source(data: DataSection) -> str:
@@ -291,6 +314,12 @@ def _settings(
         step.items = len(material.rows("train"))
     probe_head = probe.explained.head
     assert probe_head is not None  # a probe is a head
+    if config.probe.head is not None and protocol == "sound":
+        said = heads.origin_sentence(probe_head, config.probe.head, material.split_digest)
+        log.info(said)
+        record.record("sentence", section="classification", text=said)
+    else:
+        probe_head = heads.trained_in(probe_head, material.split_digest)
     probe_head.save(record.path(f"heads/probe-{protocol}.npz"))
     if not config.finetune.enabled:
         return [zero_shot, probe]

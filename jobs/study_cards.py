@@ -68,6 +68,8 @@ def how(setting: Setting, protocol: str) -> str:
         return f"{scored} with {len(texts)} prompts such as {texts[0]!r}" if texts else scored
     if is_probe(setting.name):
         kind = details.get("kind", "")
+        if "trained_before" in details:
+            return f"trained before: {details['trained_before']}" + (f" ({kind})" if kind else "")
         if "C" in details:
             return f"{kind}, C = {details['C']:g}" if kind else f"C = {details['C']:g}"
         return kind or f"epoch {details.get('best_epoch', '?')} of the study's loop"

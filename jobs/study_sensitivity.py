@@ -32,6 +32,7 @@ from jobs.study_settings import FINE_TUNING, ZERO_SHOT, Material, Setting
 SECTION = "sensitivity"
 OWN_FAMILY = {"sound": "f1", "paper": "minmax"}
 NOT_TRAINED_ANEW = "the fine-tuned tower was not trained anew"
+NOT_TRAINED_HERE = "the probe's head was trained before, and stays as it is"
 
 
 def write_sensitivity(
@@ -135,7 +136,9 @@ class _Variants:
             ZERO_SHOT: self._zero_shot(self._own_prompts(), normalize=normalize),
         }
         notes = [NOT_TRAINED_ANEW] if self.tuned else []
-        if self.protocol == "sound" and self.probe_section.kind != "logistic":
+        if self._given():
+            notes.append(NOT_TRAINED_HERE)
+        elif self.protocol == "sound" and self.probe_section.kind != "logistic":
             notes.append(f"a probe of the kind {self.probe_section.kind} is always on embeddings of length one")
         else:
             changed[self.probe] = self._probe(self.material, normalize)
@@ -152,13 +155,19 @@ class _Variants:
             other = dataclasses.replace(
                 self.material, dataset=dataclasses.replace(self.material.dataset, labels=source.values)
             )
-            scored = {name: self._cut(other, each.scores) for name, each in self.own.items() if name != self.probe}
-            scored[self.probe] = self._probe(other, self.protocol == "sound")
+            scored = {name: self._cut(other, each.scores) for name, each in self.own.items()}
+            if not self._given():
+                scored[self.probe] = self._probe(other, self.protocol == "sound")
             notes = [NOT_TRAINED_ANEW] if self.tuned else []
+            notes += [NOT_TRAINED_HERE] if self._given() else []
             if not usable.all():
                 notes.append(f"{int((~source.known).sum())} samples that this source does not know count as No Finding")
             made.append(self._variant("labels", name, scored, "; ".join(notes), other.y))
         return made
+
+    def _given(self) -> bool:
+        """Tell whether the probe is a head that was trained before."""
+        return self.protocol == "sound" and self.probe_section.head is not None
 
     def _variant(
         self,

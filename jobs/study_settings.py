@@ -29,7 +29,7 @@ from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.keys import short_hash
 from jobs import config as configs
-from jobs import model_card, tuning_rows
+from jobs import heads, model_card, tuning_rows
 from jobs.probe_section import LINEAR_PROBE, ProbeSection, StudyProbeSection
 
 ProgressCall = Callable[[str, int, int | None], None]
@@ -278,7 +278,7 @@ def probe_name(section: ProbeSection, protocol: str) -> str:
 def probe_head(
     material: Material, section: ProbeSection, protocol: str, seed: int, zero_shot: ZeroShotSection | None = None
 ) -> tuple[LinearHead, dict[str, Any]]:
-    """Return the linear head of the train rows, tuned on the val rows, and how it was chosen.
+    """Return the linear head of the train rows, tuned on the val rows, and how it was chosen; or one trained before.
 
     Parameters
     ----------
@@ -288,8 +288,14 @@ def probe_head(
     train, val = material.rows("train"), material.rows("val")
     x, y, names, encoder_id = material.features, material.y, material.dataset.label_names, material.encoder.id
     kind = section.kind if isinstance(section, StudyProbeSection) else "logistic"
+    device = str(material.encoder.device)
+    if protocol == "sound" and isinstance(section, StudyProbeSection) and section.head is not None:
+        head = heads.for_labels(heads.open_head(section.head, material.encoder), names, section.head)
+        return head, {**head.provenance, "trained_before": str(section.head)}
     if protocol == "sound" and kind != "logistic":
-        options: dict[str, Any] = {"kind": kind, "c_grid": section.C, "seeds": [seed], "encoder_id": encoder_id}
+        options: dict[str, Any] = {
+            "kind": kind, "c_grid": section.C, "seed": seed, "encoder_id": encoder_id, "device": device
+        }  # fmt: skip
         if kind == "text-prior":
             asked = zero_shot or ZeroShotSection()
             options["text"] = label_texts(asked, protocol, names, material.encoder, material.cache)
@@ -299,8 +305,9 @@ def probe_head(
         return found.probe, {**found.probe.provenance, "kind": kind}
     if protocol == "sound":
         fitted = probes.fit_probe(
-            x[train], y[train], x[val], y[val], label_names=names, c_grid=section.C, encoder_id=encoder_id
-        )
+            x[train], y[train], x[val], y[val], label_names=names, c_grid=section.C, encoder_id=encoder_id,
+            device=device,
+        )  # fmt: skip
     else:
         fitted = paper.linear_probe(
             x[train], y[train], x[val], y[val], label_names=names, seed=seed, encoder_id=encoder_id

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 from sklearn.metrics import coverage_error, f1_score, label_ranking_average_precision_score
 
@@ -413,3 +414,91 @@ def test_study__a_probe_without_weights_on_the_embedding_is_refused(tmp_path: Pa
         configs.load_config(study.Config, None, options=values)
     with pytest.raises(UsageError, match=r"probe\.kind"):
         configs.load_config(study.Config, None, options={**values, "probe.kind": "svm"})
+
+
+LEAN = {
+    "finetune.enabled": False, "heatmaps.enabled": False, "space.enabled": False, "subgroups.enabled": False,
+    "leaks.enabled": False,
+}  # fmt: skip
+
+
+def test_study__test_labels_change_no_head_and_no_threshold(tmp_path: Path) -> None:
+    model = models.open_clip_vit(tmp_path / "model")
+    source, rng, rows = tmp_path / "table.csv", np.random.default_rng(0), []
+    for number in range(60):
+        pixels = rng.integers(0, 256, (40, 40), np.uint8) // 2 + 90 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number}.png")
+        part = ("train", "train", "val", "test")[number // 3 % 4]
+        labels = {"Bright": number % 2, "Third": int(rng.random() < 0.4)}
+        rows.append({"image": f"{number}.png", "group": f"P{number // 3}", "split": part, **labels})
+    made = []
+    for flipped in (False, True):
+        table = pd.DataFrame(rows)
+        test = table["split"] == "test"
+        table.loc[test, ["Bright", "Third"]] = table.loc[test, ["Bright", "Third"]].sub(int(flipped)).abs()
+        table.to_csv(source, index=False)
+        options = {"data.options": {"labels": ["Bright", "Third"]}, **LEAN, "sensitivity": True, "seeds": 1}
+        done = run_study(f"table:{source}", model, tmp_path / f"{flipped}", tmp_path / "cache", **options)
+        made.append(done.folder)
+    before, after = (run_record.read_run(folder).scores for folder in made)
+    np.testing.assert_array_equal(before.truth, 1 - after.truth)
+    for name in ("heads/probe-sound.npz", "tables/model-thresholds.csv"):
+        assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes(), name
+    np.testing.assert_array_equal(before.values, after.values)
+    np.testing.assert_array_equal(before.decisions, after.decisions)
+
+
+def test_study__takes_a_head_that_was_trained_before(tmp_path: Path) -> None:
+    source, model = "phantom:80?seed=3&enrich=0.15&size=64", models.open_clip_vit(tmp_path / "model")
+    shared = {"dataset": source, "model": f"local-dir:{model}", "precision": "fp32", "cache": tmp_path / "cache"}
+    alone = probe.run(probe.Config(**shared, kind="ridge", replicates=100), out=tmp_path / "alone")
+    head = LinearHead.load(alone.head)
+    options = {"probe.head": str(tmp_path / "alone"), **LEAN, "sensitivity": True}
+    done = run_study(source, model, tmp_path / "run", tmp_path / "cache", **options)
+    record, name = run_record.read_run(done.folder), "Linear probe (trained before)"
+    kept = LinearHead.load(done.folder / "heads" / "probe-sound.npz")
+    np.testing.assert_array_equal(kept.weight, head.weight)
+    scores = record.scores
+    place = scores.settings.index(name)
+    tested = run_record.read_run(alone.folder).scores
+    np.testing.assert_array_equal(scores.ids, tested.ids)
+    np.testing.assert_allclose(scores.values[place], tested.values[0], atol=1e-6)
+    said = " ".join(record.rows("sentence")["text"])
+    assert "trained before on the training samples of this very split" in said
+    how = pd.read_csv(done.folder / "tables" / "model-settings.csv").set_index("setting").loc[name, "how"]
+    assert how.startswith("trained before:") and "ridge" in how
+    # Labels in another order, of another split: its figures may be too good, and the report says so.
+    order = np.argsort(head.label_names)[::-1]
+    other = LinearHead(head.weight[order], head.bias[order], tuple(head.label_names[row] for row in order),
+                       head.normalised, head.encoder_id).save(tmp_path / "other.npz")  # fmt: skip
+    done = run_study(
+        source,
+        model,
+        tmp_path / "second",
+        tmp_path / "cache",
+        **{**options, "probe.head": str(other), "sensitivity": False},
+    )
+    record = run_record.read_run(done.folder)
+    assert "the probe's figures are too good" in " ".join(record.rows("sentence")["text"])
+    np.testing.assert_allclose(record.scores.values[place], scores.values[place], atol=1e-6)
+    fewer = LinearHead(head.weight[:2], head.bias[:2], head.label_names[:2], True, head.encoder_id)
+    with pytest.raises(DataError, match="does not know"):
+        run_study(source, model, tmp_path / "third", tmp_path / "cache",
+                  **{**options, "probe.head": str(fewer.save(tmp_path / "fewer.npz"))})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"probe.kind": "ridge"}, "'head' is trained already, so 'kind' would change nothing"),
+        ({"seeds": 2}, r"cannot be trained again for seeds with other splits \(take --set seeds=1"),
+        ({"heatmaps.folds": 3}, r"heatmaps by folds \(take --set heatmaps.folds=0\)"),
+        ({"protocols": ["paper"]}, "the published one trains a probe of its own"),
+    ],
+)
+def test_study__a_head_that_would_have_to_be_trained_again_is_refused(
+    tmp_path: Path, values: dict, problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        run_study("phantom:80", tmp_path, tmp_path / "run", tmp_path / "cache",
+                  **{"probe.head": str(tmp_path / "probe.npz"), **values})  # fmt: skip
