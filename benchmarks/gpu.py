@@ -1,11 +1,12 @@
-"""All that a GPU should be measured on, in under ten minutes: extraction, exact search, heatmaps, fine-tuning.
+"""All that a GPU should be measured on, in under ten minutes: extraction, exact search, probes, heatmaps, fine-tuning.
 
     python benchmarks/gpu.py [--seconds 540] [--folder DIR] [--write]
 
 Extraction of ViT-B/16 and ViT-L/14 in bfloat16 from JPEG and from the pixel cache beside the limit of its slowest stage
 (`benchmarks/extraction.py`); exact search of 1,000 queries among 1,000,000 embeddings beside torch's own product and
-top-k; the demo study, with its probes, fine-tuning and heatmaps. A part that does not fit into the time is named and
-left out. `--write` stores the figures with the card's name.
+top-k; the sweep of 700 probes (`benchmarks/probes.py`) there and on the processor, their objectives compared; the demo
+study, with its probes, fine-tuning and heatmaps. A part that does not fit into the time is named and left out.
+`--write` stores the figures with the card's name.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 
 import extraction
 import numpy as np
+import probes
 import torch
 from comparing import write_record
 
+from analysis.probes import LogisticFits, solve_logistic
 from engine.faiss_loader import load_faiss
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -65,6 +68,29 @@ def search(rows: int = 1_000_000, dim: int = 512, queries: int = 1000, k: int = 
     return {f"{name}_queries_per_second": queries / taken for name, taken in seconds.items()} | {"agreement": same}
 
 
+def probe_sweep(rows: int = 7470, dim: int = 512) -> dict[str, float]:
+    """Time the sweep of 700 probes on the GPU and on the processor, and compare what they reach."""
+    x, y = probes.embeddings(rows, dim, unit=True)
+    fold = np.arange(rows) % probes.FOLDS
+    seen = np.stack([fold != number for number in range(probes.FOLDS)])
+    found: dict[str, LogisticFits] = {}
+
+    def solve(device: str) -> None:
+        features = torch.from_numpy(x).to(device)
+        found[device] = solve_logistic(features, y, probes.C_GRID, row_weights=seen)
+
+    seconds = {
+        device: _best(lambda device=device: solve(device), rounds) for device, rounds in (("cuda", 3), ("cpu", 1))
+    }
+    there, here = found["cuda"].objective, found["cpu"].objective
+    return {
+        "cuda_seconds": seconds["cuda"],
+        "cpu_seconds": seconds["cpu"],
+        "converged": float(found["cuda"].converged.mean()),
+        "largest_relative_excess": float(np.nanmax((there - here) / here)),
+    }
+
+
 def study(folder: Path) -> dict[str, float]:
     """Time the demo study on the GPU: probes, fine-tuning and heatmaps of phantom-clip."""
     command = [sys.executable, "-m", "jobs.cli", "study", "demo", "--cache", str(folder / "cache"), "--device", "cuda"]
@@ -102,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             "extraction ViT-B-16": lambda: extract("ViT-B-16", 8192, folder),
             "extraction ViT-L-14": lambda: extract("ViT-L-14", 4096, folder),
             "exact search": search,
+            "700 probes": probe_sweep,
             "demo study": lambda: study(folder),
         }
         for name, part in parts.items():
