@@ -124,7 +124,7 @@ class LinearHead:
         if not source.is_file():
             raise ModelError(f"no head at {source}; train one with `fluoro probe`")
         if source.suffix == ".joblib":
-            raise ModelError(_no_weights(source, "another kind than these"))
+            raise ModelError(_no_weights(source, "a pickled probe of an older version"))
         try:
             with np.load(source, allow_pickle=False) as archive:
                 missing = [name for name in _ARRAYS if name not in archive]
@@ -133,7 +133,7 @@ class LinearHead:
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ModelError(f"{source} cannot be read as a linear head: {unreadable(error)}") from error
         if other:
-            raise ModelError(_no_weights(source, f"the kind {other!r}"))
+            raise ModelError(_no_weights(source, f"a probe of the kind {other!r}"))
         if missing:
             raise ModelError(f"{source} is not a linear head of fluoroscope: it lacks {', '.join(missing)}")
         if str(found["format"]) != FORMAT:
@@ -165,10 +165,10 @@ def check_encoder(what: str, trained_on: str, encoder_id: str) -> None:
         )
 
 
-def _no_weights(source: Path, kind: str) -> str:
+def _no_weights(source: Path, what: str) -> str:
     return (
-        f"{source} holds a probe of {kind}, which has no weights on the embedding for heatmaps, search or a study to "
-        "use; train one of --kind logistic, text-prior, ridge or nearest-mean"
+        f"{source} holds {what}, which has no weights on the embedding for heatmaps, search or a study to use; train "
+        "one of --kind logistic, text-prior, ridge or nearest-mean"
     )
 
 

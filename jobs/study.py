@@ -316,7 +316,8 @@ def _settings(
     assert probe_head is not None  # a probe is a head
     if config.probe.head is not None and protocol == "sound":
         said = heads.origin_sentence(probe_head, config.probe.head, material.split_digest)
-        log.info(said)
+        own = probe_head.provenance.get(heads.SPLIT) == material.split_digest
+        log.log(logging.INFO if own else logging.WARNING, said)
         record.record("sentence", section="classification", text=said)
     else:
         probe_head = heads.trained_in(probe_head, material.split_digest)
