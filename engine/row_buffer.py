@@ -92,7 +92,7 @@ class RowBuffer:
 
     def lacks_one(self, key: bytes) -> bool:
         """Tell of one key whether it has no committed row."""
-        return bool(self.lacks(np.frombuffer(key, np.uint8)[None])[0])
+        return self.array is None or not self.array.has(key)
 
     def take(self, key: bytes, *, known: bool = False) -> bool:
         """Claim a key for computing; False where it is stored or was claimed before.

@@ -271,6 +271,7 @@ def test_find__against_a_dictionary():
         questions = np.concatenate([keys[rng.integers(0, len(keys), 200)], rng.integers(0, 256, (50, 16), np.uint8)])
         expected = [row if (row := known.get(key.tobytes(), -1)) < min(start, len(keys)) else -1 for key in questions]
         np.testing.assert_array_equal(lookup.find(questions), expected)
+        assert [lookup.find_one(key.tobytes()) for key in questions] == expected
 
 
 def test_create__refuses_another_shape_and_lists_arrays(tmp_path):
