@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 SCHEMA_NOTE = b"fluoroscope.schema"
 TEXT = pa.large_string()
+Versioned = tuple[tuple[int, ...] | None, pa.Table]
+# Columns that say the same in many rows; of the others, dictionaries and least and greatest values only cost time.
+FEW_VALUES = ["view", "split", "text", "labels.list.element"]
 # A key that is not known is an empty one.
 COLUMNS = pa.schema(
     [
@@ -65,15 +68,23 @@ def save_table(storage: Storage, name: str, dataset: Dataset, scan: Scan) -> Non
 
     Nothing is written where the table says so already, so that a complete cache may be read-only.
     """
-    fresh, path = _table_of(dataset, scan), table_name(name)
-    if load_from(storage, name).equals(fresh, check_metadata=True):
+    fresh = _table_of(dataset, scan)
+    version, earlier = _load_version(storage, name)
+    if earlier.equals(fresh, check_metadata=True):
         return
     with storage.lock(f"locks/datasets/{name}.lock"):
-        table = _with_kept(load_from(storage, name), fresh)
-        notes = {**(table.schema.metadata or {}), **SEAL_METADATA}
-        with storage.writing(path, "tmp/datasets") as temporary:
-            parquet.write_table(table.replace_schema_metadata(notes), temporary)
-            seal_parquet(temporary)
+        _, earlier = _load_version(storage, name, (version, earlier))
+        put_table(storage, name, _with_kept(earlier, fresh))
+
+
+def put_table(storage: Storage, name: str, table: pa.Table) -> None:
+    """Write a sample table in place of the one that may be there; the caller holds its lock."""
+    notes = {**(table.schema.metadata or {}), **SEAL_METADATA}
+    with storage.writing(table_name(name), "tmp/datasets") as temporary:
+        parquet.write_table(
+            table.replace_schema_metadata(notes), temporary, use_dictionary=FEW_VALUES, write_statistics=False
+        )
+        seal_parquet(temporary)
 
 
 def table_name(name: str) -> str:
@@ -83,8 +94,16 @@ def table_name(name: str) -> str:
 
 def load_from(storage: Storage, name: str) -> pa.Table:
     """Return the sample table of a data set, see `load_table`."""
+    return _load_version(storage, name)[1]
+
+
+def _load_version(storage: Storage, name: str, known: Versioned | None = None) -> Versioned:
+    """Return a table and what tells its file from any other that takes its place; the known one if it is still it."""
     with storage.reading(table_name(name)) as path:
-        return load_table(path)
+        # A table is written as a new file and put in place by rename.
+        status = path.stat() if path.exists() else None
+        version = (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
+        return known if known and known[0] == version else (version, load_table(path))
 
 
 def _table_of(dataset: Dataset, scan: Scan) -> pa.Table:

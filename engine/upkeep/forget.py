@@ -16,16 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 
 from engine.arrays import array_folder
 from engine.arrays.array_format import STORE
 from engine.arrays.array_verify import inspect_array
-from engine.arrays.file_digest import SEAL_METADATA, seal_parquet
 from engine.arrays.row_lookup import RowLookup, first_occurrences
 from engine.arrays.storage import LocalStorage
 from engine.errors import CacheError, UsageError
 from engine.keys import KEY_BYTES
+from engine.sample_table import put_table
 from engine.upkeep import usage
 from engine.upkeep.rebuild import REPAIR, finish_leftovers, holding, rebuild
 from engine.upkeep.repair import remove_index
@@ -209,7 +208,4 @@ def _drop_samples(cache: Path, each: SampleTable, plan: Forgetting) -> None:
         if now is None:
             return
         left = now.table.filter(pc.invert(_chosen(now.table, plan.groups, plan.samples)))
-        notes = {**(left.schema.metadata or {}), **SEAL_METADATA}
-        with storage.writing(f"datasets/{each.name}.parquet", "tmp/datasets") as temporary:
-            parquet.write_table(left.replace_schema_metadata(notes), temporary)
-            seal_parquet(temporary)
+        put_table(storage, each.name, left)
