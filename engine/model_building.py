@@ -14,6 +14,8 @@ from typing import Any
 import open_clip
 import safetensors
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from engine.errors import ModelError
 from engine.model_files import TEXT_CONFIG_FILE, ModelFiles
@@ -58,13 +60,33 @@ def build_model(files: ModelFiles) -> Any:
     else:
         name = f"local-dir:{files.folder}"
     try:
-        # fresh weights are drawn before the stored ones replace them; that is not to move anyone's random numbers
-        with torch.random.fork_rng(devices=[]):
+        # a few fresh weights are still drawn; that is not to move anyone's random numbers
+        with torch.random.fork_rng(devices=[]), _Undrawn():
             model = open_clip.create_model(name, require_pretrained=True, **options)
     except _LOADING_ERRORS as error:
         raise ModelError(_why_not_loaded(files, error)) from error
     _check_image_size(model, files)
     return model
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within this, weights to be drawn keep what their memory held, which saves a second for 150 million of them.
+
+    The stored weights replace every one: open_clip's factory loads them strictly, so a file that lacks one is an error.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in _DRAWING:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+# What torch asks about its own functions before it calls the tensor's, and the tensor's where it does not ask.
+_DRAWING = {
+    *(nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_),
+    *(torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_),
+}
 
 
 def _check_context(text_cfg: dict[str, Any], files: ModelFiles) -> None:

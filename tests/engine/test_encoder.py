@@ -15,6 +15,8 @@ from PIL import Image
 
 from engine.encoder import choose_device, load_encoder
 from engine.errors import ModelError, UsageError
+from engine.model_building import build_model
+from engine.model_files import resolve_model
 from engine.pixels import decode
 from engine.trunks import describe_trunk
 from tests import models
@@ -54,6 +56,16 @@ def reference(folder: Path):
         options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
     return model.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_build_model__every_weight_and_buffer_is_what_open_clip_loads(folders, kind):
+    built, theirs = build_model(resolve_model(f"local-dir:{folders[kind]}")), reference(folders[kind])[0]
+    for parts in (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers):
+        found, expected = dict(parts(built)), dict(parts(theirs))
+        assert found.keys() == expected.keys()
+        for name, values in found.items():
+            assert torch.equal(values, expected[name]), name
 
 
 def drawn(count: int, seed: int = 0) -> list[np.ndarray]:
