@@ -35,6 +35,7 @@ from engine.cluster_worker import EncoderRecipe
 from engine.errors import FluoroscopeError, UsageError
 from engine.extract import EncoderLike, Progress
 from engine.machine import usable_cores
+from engine.memory import keep_freed_memory
 from engine.plan import Plan, default_batch_size
 
 log = logging.getLogger(__name__)
@@ -275,6 +276,7 @@ def start_cluster(
     own = threads or max(1, usable_cores() // workers)
     with _out_of_reach(lambda: _local_cluster(workers, own)) as local, Client(local, set_as_default=False) as client:
         client.run(_leave_untidied)
+        client.run(keep_freed_memory)
         yield Cluster(client)
 
 
