@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -75,11 +74,9 @@ def load_encoder(
         raise UsageError(f"unknown precision {precision!r}; choose one of {', '.join(DTYPES)}")
     place = choose_device(device)
     files = resolve_model(name) if isinstance(name, str) else name
-    with ThreadPoolExecutor(1, thread_name_prefix="digest") as beside:
-        # Reading and hashing the weights takes as long as loading them, and does not need Python's lock.
-        digest = beside.submit(lambda: files.weights_digest)
-        model, tokenizer = build_model(files), build_tokenizer(files)
-        digest.result()
+    hashing = files.hashing  # which needs Python's lock no more than loading does, so both go on at once
+    model, tokenizer = build_model(files), build_tokenizer(files)
+    hashing.result()
     encoder = Encoder(model, tokenizer, files, device=place, precision=precision, decoder=decoder)
     encoder.wanted_device = device
     if place.type == "cpu" and precision == "fp16":

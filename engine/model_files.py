@@ -17,14 +17,14 @@ import difflib
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import open_clip
 
 from engine.errors import ModelError
 from engine.hub import HubRepository
@@ -64,6 +64,7 @@ TOKENIZER_FILES = (
 # beside a thread that builds the model.
 HASHED_AT_ONCE = 16 << 20
 
+FOLDER = "local-dir:"
 SHIPPED = {"phantom-clip": "configs/phantom-clip"}
 
 
@@ -104,10 +105,24 @@ class ModelFiles:
         named = self.config.get("name") or _architecture_name(self.config["model_cfg"])
         return re.sub(r"[^A-Za-z0-9._-]+", "-", str(named)).strip("-.")[:64] or "model"
 
-    @cached_property
+    @property
     def weights_digest(self) -> str:
         """BLAKE2b-256 of the weights file's bytes, in hexadecimal."""
-        return file_digest(self.weights)
+        return self.hashing.result()
+
+    @cached_property
+    def hashing(self) -> Future[str]:
+        """The digest to come, from a thread that this begins: it takes as long as loading the weights does."""
+        digest: Future[str] = Future()
+
+        def run() -> None:
+            try:
+                digest.set_result(file_digest(self.weights))
+            except BaseException as error:
+                digest.set_exception(error)
+
+        threading.Thread(target=run, name="digest", daemon=True).start()
+        return digest
 
     @cached_property
     def tokenizer_files(self) -> tuple[Path, ...]:
@@ -152,12 +167,14 @@ def resolve_model(name: str) -> ModelFiles:
     """
     if name in SHIPPED:
         return _from_folder(resource(SHIPPED[name]), name)
+    if name.startswith(FOLDER) and name != FOLDER:
+        return _from_folder(Path(name.removeprefix(FOLDER)).expanduser(), name)
+    import open_clip  # takes seconds, and folders do without
+
     try:
         schema, identifier = open_clip.factory.parse_model_name(name)
     except ValueError as error:
         raise ModelError(f"model {name!r}: {error}") from None
-    if schema == "local-dir":
-        return _from_folder(Path(identifier).expanduser(), name)
     if schema == "hf-hub":
         return _from_hub(identifier, name)
     return _from_builtin(identifier)
@@ -231,6 +248,8 @@ def _from_hub(repository: str, source: str) -> ModelFiles:
 
 
 def _from_builtin(name: str) -> ModelFiles:
+    import open_clip
+
     architecture, slash, tag = name.rpartition("/")
     if not slash:
         architecture, tag = name, ""
@@ -330,6 +349,8 @@ def _inside(folder: Path, name: str) -> Path | None:
 def _unknown_name(name: str, architecture: str) -> str:
     if Path(name).expanduser().is_dir():
         return f"unknown model {name!r}; a folder is named as local-dir:{name}"
+    import open_clip
+
     known = [*open_clip.list_models(), *SHIPPED]
     near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5) or difflib.get_close_matches(
         name, known, n=3

@@ -63,7 +63,7 @@ def has_fast_bfloat16() -> bool:
 
 
 def load_for(
-    name: str,
+    name: str | ModelFiles,
     cache: Any,
     *,
     device: str = "auto",
@@ -78,7 +78,7 @@ def load_for(
 
     Parameters
     ----------
-    name : str
+    name : str or ModelFiles
         See `engine.encoder.load_encoder`.
     cache : path or Storage
     device, decoder : str
@@ -102,7 +102,7 @@ def load_for(
     UsageError
         The precision that was asked for by name moves the embeddings.
     """
-    place, files = choose_device(device), resolve_model(name)
+    place, files = choose_device(device), resolve_model(name) if isinstance(name, str) else name
 
     def load(candidate: str, reason: str) -> Encoder:
         encoder = load_encoder(files, device=device, precision=candidate, decoder=decoder)

@@ -12,19 +12,22 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import Field
 
 from engine.cache import Cache
 from engine.cluster import Cluster, start_cluster
-from engine.encoder import Encoder
 from engine.errors import FluoroscopeError
 from engine.row_buffer import COMMIT_SECONDS
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
 from jobs.progress import Progress, spoken_bytes, spoken_rate, spoken_time
 from jobs.runs import open_run
+
+if TYPE_CHECKING:
+    from engine.encoder import Encoder
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from engine import pixels
 from engine.dataset import Dataset
-from engine.encoder import Encoder
-from engine.precision import load_for
+from engine.memory import importing
+from engine.model_files import resolve_model
 from engine.sources import open_dataset
 from engine.splits import apply_split
 from jobs.config import DatasetOptions, ModelOptions, SplitOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from engine.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +50,12 @@ def load_model(
     texts : sequence of str
         Texts besides the data set's own.
     """
+    files = resolve_model(options.model)
+    _ = files.hashing  # begins, while torch and open_clip are imported
+    with importing("engine.precision"):
+        from engine.precision import load_for
     return load_for(
-        options.model,
+        files,
         cache,
         device=options.device,
         precision=options.precision,
@@ -71,4 +77,6 @@ def split_data(dataset: Dataset, split: SplitOptions) -> Dataset:
 
 def read_image(dataset: Dataset, row: int) -> Image.Image:
     """Return a sample's original image, decoded (mode L or RGB); ImageError where it cannot be read."""
+    from engine import pixels
+
     return pixels.decode(dataset.reader.read(str(dataset.samples["uri"].iloc[row])))

@@ -7,7 +7,6 @@ module, with torch and the like, is imported only when the command runs, not for
 
 from __future__ import annotations
 
-import gc
 import importlib
 import inspect
 import logging
@@ -167,7 +166,7 @@ def execute(
 ) -> int:
     """Validate, run and show one job; return its exit status."""
     # Imported here: pydantic and rich are not wanted for help texts.
-    from engine.memory import keep_freed_memory
+    from engine.memory import importing, keep_freed_memory
     from jobs import config as configs
     from jobs import progress as displays
     from jobs.commands import show
@@ -175,7 +174,8 @@ def execute(
     if config_file:
         configs.find_config(config_file)  # before the verb's module is imported, which takes seconds
     keep_freed_memory()
-    module = imported(job.module)
+    with importing(job.module):
+        module = importlib.import_module(job.module)
     config_class, run = getattr(module, job.config), getattr(module, job.run)
     taken = set(inspect.signature(run).parameters)
     fields = {key: value for key, value in values.items() if key.split(".")[0] in config_class.model_fields}
@@ -191,24 +191,6 @@ def execute(
     with progress:
         result = run(config, **arguments)
     return show.show(result, as_json)
-
-
-def imported(name: str) -> Any:
-    """Import a verb's module with all that it brings, and have Python's garbage collector never look at that.
-
-    It makes more than a million objects, which live until the process ends. The collector would go through them again
-    and again while they become more, and once more at the end: a third of what importing and leaving take.
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return importlib.import_module(name)
-    finally:
-        gc.freeze()
-        if collecting:
-            gc.enable()
 
 
 def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:

@@ -53,6 +53,12 @@ def raising(error: BaseException):
     return run
 
 
+def test_embed_opens_its_data_and_begins_to_hash_weights_before_torch_is_imported():
+    script = "import sys, jobs.embed, engine.sources.folder; print({'torch', 'open_clip'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+
+
 # -- Help ------------------------------------------------------------------------------------------------------------
 
 
