@@ -9,8 +9,16 @@ A resample is a count for each group, so R replicates of every metric are produc
 added up within each group first (`analysis.metrics.MetricPlan`), and nothing is resampled in a loop. Resamples are
 drawn and scored in blocks, of which each core has one at a time: memory does not grow with samples times replicates.
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 (clusters) and 13 (percentile
-interval).
+Two things would put plain percentile intervals beside what they are of. A label with few positives has none in some
+resamples, and a macro mean over the others would be another quantity: there, macro AP and macro AUROC take the label's
+value of the sample itself, so that every resample averages the labels that the sample has. And some metrics (`BIASED`)
+come out higher or lower in a resample than in the sample it is drawn from: ECE, an absolute value, sees noise upon
+noise; AP sees one positive twice; macro F1 loses labels. Their replicates are moved by the bootstrap's estimate of that
+bias, until their mean is the value. Such an interval speaks of the metric as it comes out at this number of samples,
+bias included: an ECE of 0.03 of few samples can belong to a perfectly calibrated model.
+
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 (clusters), 10 (bias) and 13
+(percentile interval).
 """
 
 from __future__ import annotations
@@ -19,18 +27,31 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, MetricPlan, Prediction, WeightedMetrics, check_truth
+from analysis.metrics import (
+    LABEL_METRICS,
+    OVERALL_METRICS,
+    MetricPlan,
+    Prediction,
+    WeightedMetrics,
+    check_truth,
+    divide,
+    mean_of_defined,
+)
 from analysis.metrics.arrays import as_numpy
 from analysis.metrics.ranking import columns_of
 from engine.errors import DataError, UsageError
 from engine.machine import usable_cores
 
+# Metrics of which a resample's mean is not the sample's value; overall or of a label. All lie between 0 and 1.
+BIASED = frozenset({"f1_macro", "map", "ap", "ece"})
+# Macro means over the labels for which they are defined, and the metric of a label that they are of.
+_MEANS_OF_DEFINED = {"map": "ap", "auroc_macro": "auroc"}
 # Cells of a block of resamples (groups, replicates); 32 MB as float64.
 _WEIGHT_CELLS = 1 << 22
 # Numbers that are sorted by one core; more are worth a thread a core.
@@ -53,7 +74,7 @@ class Interval(NamedTuple):
 
 
 class Replicates(NamedTuple):
-    """A metric of the data as they are, and of each resample, (R,) float64."""
+    """A metric of the data as they are, and of each resample, (R,) float64; moved where the metric is `BIASED`."""
 
     value: float
     replicates: np.ndarray
@@ -80,6 +101,7 @@ class Bootstrap:
     values : ndarray of float64, (S, M)
         Metrics of the data as they are.
     replicates : ndarray of float64, (S, R, M)
+        As they come out, not moved.
     samples, groups : int
     level : float
         Confidence level of the intervals, such as 0.95.
@@ -97,22 +119,29 @@ class Bootstrap:
     def column(self, setting: str, metric: str, label: str | None = None) -> Replicates:
         """Return one metric of one setting with all its replicates; UsageError for an unknown name."""
         row, column = self._setting(setting), self._column(metric, label)
-        return Replicates(float(self.values[row, column]), self.replicates[row, :, column])
+        value, drawn = float(self.values[row, column]), self.replicates[row, :, column]
+        return Replicates(value, drawn + bias_shift(value, drawn) if metric in BIASED else drawn)
 
     def interval(self, setting: str, metric: str, label: str | None = None) -> Interval:
         """Return one metric of one setting; UsageError for an unknown name."""
-        row, column = self._setting(setting), self._column(metric, label)
-        return self._interval(self.values[row, column], self.replicates[row, :, column])
+        value, drawn = self.column(setting, metric, label)
+        low, high, count = self._interval(drawn)
+        if metric in BIASED:
+            low, high = (float(end) for end in _within(value, low, high))
+        return Interval(value, low, high, count)
 
     def difference(self, setting: str, other: str, metric: str, label: str | None = None) -> Interval:
         """Return `setting` minus `other`, both scored on each resample together."""
-        row, other_row, column = self._setting(setting), self._setting(other), self._column(metric, label)
-        replicates = self.replicates[row, :, column] - self.replicates[other_row, :, column]
-        return self._interval(self.values[row, column] - self.values[other_row, column], replicates)
+        first, second = self.column(setting, metric, label), self.column(other, metric, label)
+        return Interval(first.value - second.value, *self._interval(first.replicates - second.replicates))
 
     def table(self) -> pd.DataFrame:
         """Return one row a setting, metric and label: setting, metric, label, value, low, high, n, replicates."""
         lows, highs = percentile_ends(self.replicates, self.level, axis=1)
+        biased = np.flatnonzero([metric in BIASED for metric, _ in self.columns])
+        values = self.values[:, biased]
+        shift = bias_shift(values, self.replicates[:, :, biased], axis=1)
+        lows[:, biased], highs[:, biased] = _within(values, lows[:, biased] + shift, highs[:, biased] + shift)
         if self.groups < 2:
             lows, highs = np.full_like(lows, np.nan), np.full_like(highs, np.nan)
         defined = np.isfinite(self.replicates).sum(axis=1)
@@ -124,9 +153,10 @@ class Bootstrap:
         names = ["setting", "metric", "label", "value", "low", "high", "n", "replicates"]
         return pd.DataFrame(rows, columns=names)
 
-    def _interval(self, value: float, replicates: np.ndarray) -> Interval:
+    def _interval(self, replicates: np.ndarray) -> tuple[float, float, int]:
+        """Return the ends of the percentile interval, and how many replicates are defined."""
         low, high = (float(end) if self.groups > 1 else float("nan") for end in percentile_ends(replicates, self.level))
-        return Interval(float(value), low, high, int(np.isfinite(replicates).sum()))
+        return low, high, int(np.isfinite(replicates).sum())
 
     def _setting(self, name: str) -> int:
         if name not in self.settings:
@@ -224,8 +254,8 @@ def bootstrap_metrics(
     Returns
     -------
     Bootstrap
-        In a resample without a positive of some label, that label's AUROC and AP are undefined and their macro means
-        are over the other labels, while its F1 counts as 0, as in the metrics themselves.
+        In a resample without a positive of some label, that label's AUROC and AP are undefined, and their macro means
+        take its value of the sample instead, while its F1 counts as 0, as in the metrics themselves.
 
     Raises
     ------
@@ -241,6 +271,7 @@ def bootstrap_metrics(
     values = np.concatenate([metric_columns(plan.evaluate(np.ones((group_count, 1)))) for plan in plans])
     blocks = resample_blocks(group_count, replicates, seed, block_size(group_count, replicates))
     drawn = evaluate_blocks(plans, blocks, replicates)
+    hold_means(drawn, values, len(label_names))
     return Bootstrap(
         settings=tuple(predictions),
         label_names=tuple(label_names),
@@ -319,6 +350,42 @@ def evaluate_blocks(plans: list[MetricPlan], blocks: Iterator[np.ndarray], colum
         while waiting:
             waiting.popleft().result()
     return scored
+
+
+def hold_means(replicates: np.ndarray, values: np.ndarray, labels: int) -> None:
+    """Take macro AP and macro AUROC of each resample over the labels that the sample has, in place.
+
+    Parameters
+    ----------
+    replicates : ndarray of float64, (S, R, M)
+        In the order of `metric_names`. A label that is undefined in a resample enters with its value of the sample; a
+        resample without samples stays undefined.
+    values : ndarray of float64, (S, M)
+        Of the sample itself; labels that are undefined here take no part.
+    labels : int
+        L.
+    """
+    for mean, metric in _MEANS_OF_DEFINED.items():
+        first = len(OVERALL_METRICS) + LABEL_METRICS.index(metric) * labels
+        of_labels = slice(first, first + labels)
+        column = OVERALL_METRICS.index(mean)
+        for drawn, value in zip(replicates, values[:, of_labels], strict=True):
+            lacking = np.isnan(drawn[:, of_labels]) & ~np.isnan(value)
+            rows = np.flatnonzero(lacking.any(axis=1) & ~np.isnan(drawn[:, OVERALL_METRICS.index("lrap")]))
+            drawn[rows, column] = mean_of_defined(np.where(lacking[rows], value, drawn[rows, of_labels]))
+
+
+def bias_shift(value: np.ndarray | float, replicates: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Return what to add to replicates so that the mean of the defined ones is the value; 0 where there is none."""
+    defined = ~np.isnan(replicates)
+    mean = divide(np.where(defined, replicates, 0.0).sum(axis=axis), defined.sum(axis=axis), np.nan)
+    shift = np.asarray(value, dtype=np.float64) - mean
+    return np.where(np.isfinite(shift), shift, 0.0)
+
+
+def _within(value: np.ndarray | float, low: np.ndarray | float, high: np.ndarray | float) -> tuple[Any, Any]:
+    """Return ends cut off at 0 and 1, and put off where replicates so skewed leave out their own mean."""
+    return np.minimum(np.clip(low, 0.0, 1.0), value), np.maximum(np.clip(high, 0.0, 1.0), value)
 
 
 def metric_names(label_names: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:

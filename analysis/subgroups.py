@@ -30,6 +30,7 @@ from analysis.bootstrap import (
     check_options,
     evaluate_blocks,
     group_codes,
+    hold_means,
     metric_columns,
     metric_names,
     percentile_ends,
@@ -184,6 +185,7 @@ def subgroup_metrics(
             plain.append(metric_columns(plans[-1].evaluate(np.ones((group_count, 1))))[0])
     blocks = resample_blocks(group_count, replicates, seed, block_size(group_count, replicates))
     drawn = evaluate_blocks(plans, blocks, replicates)
+    hold_means(drawn, np.stack(plain), len(label_names))
     count = len(predictions)
     bootstraps = {
         name: Bootstrap(

@@ -58,20 +58,36 @@ def loop(y: np.ndarray, predictions: dict[str, Prediction], patients: np.ndarray
     """Return (replicates, settings, 10) metrics of a plain loop over resamples, for comparison with ours too."""
     codes, counts = resample_counts(patients, replicates, 0)
     results = []
+    own = [of_labels(y, prediction.scores) for prediction in predictions.values()]
     for count in counts:
         rows = np.repeat(np.arange(len(y)), count[codes])
-        for prediction in predictions.values():
-            results.append(scikit_learn(y[rows], prediction.scores[rows], prediction.decisions[rows]))
+        for prediction, held in zip(predictions.values(), own, strict=True):
+            results.append(scikit_learn(y[rows], prediction.scores[rows], prediction.decisions[rows], held))
     return np.array(results).reshape(replicates, len(predictions), -1)
 
 
-def scikit_learn(truth: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -> list[float]:
-    """Return the metrics that `CHECKED` names, and take those of each label too."""
+def of_labels(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return AUROC and average precision of each label, NaN where they are undefined."""
+    both = np.full((2, truth.shape[1]), np.nan)
+    for label in np.flatnonzero(truth.any(axis=0)):
+        both[1, label] = sklearn_metrics.average_precision_score(truth[:, label], scores[:, label])
+        if not truth[:, label].all():
+            both[0, label] = sklearn_metrics.roc_auc_score(truth[:, label], scores[:, label])
+    return both[0], both[1]
+
+
+def scikit_learn(
+    truth: np.ndarray, scores: np.ndarray, decisions: np.ndarray, held: tuple[np.ndarray, np.ndarray]
+) -> list[float]:
+    """Return the metrics that `CHECKED` names, and take those of each label too.
+
+    A label without positives here enters the macro means with its value of the sample, which `held` has.
+    """
     found = sklearn_metrics
-    both = [label for label in range(truth.shape[1]) if 0 < truth[:, label].sum() < len(truth)]
-    aucs = [found.roc_auc_score(truth[:, label], scores[:, label]) for label in both]
-    some = [label for label in range(truth.shape[1]) if truth[:, label].any()]
-    precisions = [found.average_precision_score(truth[:, label], scores[:, label]) for label in some]
+    aucs, precisions = (
+        np.where(np.isnan(here), of_sample, here)
+        for here, of_sample in zip(of_labels(truth, scores), held, strict=True)
+    )
     found.precision_recall_fscore_support(truth, decisions, average=None, zero_division=0)
     for label in range(truth.shape[1]):
         found.brier_score_loss(truth[:, label], scores[:, label])
@@ -81,8 +97,8 @@ def scikit_learn(truth: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -
         found.accuracy_score(truth, decisions),
         found.label_ranking_average_precision_score(truth, scores),
         found.coverage_error(truth, scores),
-        float(np.mean(precisions)),
-        float(np.mean(aucs)),
+        float(np.nanmean(precisions)),
+        float(np.nanmean(aucs)),
         found.hamming_loss(truth, decisions),
         found.roc_auc_score(truth.ravel(), scores.ravel()),
         found.label_ranking_loss(truth, scores),

@@ -216,7 +216,9 @@ def _searched(
     """Return a figure's row: the mean over labels of the mean over queries (q, L), with its interval by patient."""
     means = clustered_bootstrap(each, groups, replicates=replicates, seed=seed)
     value = float(mean_of_defined(means.value))
-    low, high = percentile_ends(mean_of_defined(means.replicates), 0.95)
+    # A label that no query of a resample has enters with its own value, so that each resample averages the same labels.
+    drawn = np.where(np.isnan(means.replicates), means.value, means.replicates)
+    low, high = percentile_ends(mean_of_defined(drawn), 0.95)
     ends = (float(low), float(high)) if len(set(groups)) > 1 else (float("nan"), float("nan"))
     return {"metric": metric, "value": value, "low": ends[0], "high": ends[1], "null": chance, "n": len(each)}
 

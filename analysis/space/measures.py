@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import percentile_ends
+from analysis.bootstrap import bias_shift, percentile_ends
 from engine.errors import UsageError
 
 NAN = float("nan")
@@ -114,7 +114,7 @@ def measure(
         elif not replicates:
             notes.append("no interval: undefined in every resample")
         else:
-            moved = value - np.nanmean(drawn) if centred and np.isfinite(value) else 0.0
+            moved = bias_shift(value, drawn) if centred else 0.0
             low, high = (float(end + moved) for end in percentile_ends(drawn, level))
     permutations = 0
     if null is not None:

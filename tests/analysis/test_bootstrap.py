@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from analysis import bootstrap
-from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, Prediction
+from analysis.metrics import LABEL_METRICS, OVERALL_METRICS, Prediction, summary
 from engine.errors import DataError, UsageError
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -31,28 +31,28 @@ def random_study(seed: int = 0, count: int = 90, labels: int = 6, group_count: i
 
 
 def loop_over_resamples(y, prediction, codes, counts) -> dict[str, list]:
-    """Draw the rows of each resample and score them one resample at a time."""
+    """Draw the rows of each resample and score them one resample at a time.
+
+    A label that a resample lacks enters the means of AUROC and AP with its value of the sample.
+    """
+    own_aurocs = [_or_nan(oracle.roc_auc_score, *both) for both in zip(y.T, prediction.scores.T, strict=True)]
+    own_aps = [_or_nan(oracle.average_precision_score, *both) for both in zip(y.T, prediction.scores.T, strict=True)]
     drawn: dict[str, list] = {name: [] for name in (*OVERALL_METRICS, *LABEL_METRICS)}
     for count in counts:
         rows = np.repeat(np.arange(len(y)), count[codes])
         truth, scores, decisions = y[rows], prediction.scores[rows], prediction.decisions[rows]
         average = {"average": None, "zero_division": 0}
         precision, recall, f1, positives = oracle.precision_recall_fscore_support(truth, decisions, **average)
-        both = [len(np.unique(column)) == 2 for column in truth.T]
-        aurocs = [
-            oracle.roc_auc_score(t, s) if ok else np.nan for t, s, ok in zip(truth.T, scores.T, both, strict=True)
-        ]
-        aps = [
-            oracle.average_precision_score(t, s) if t.any() else np.nan for t, s in zip(truth.T, scores.T, strict=True)
-        ]
+        aurocs = [_or_nan(oracle.roc_auc_score, *both) for both in zip(truth.T, scores.T, strict=True)]
+        aps = [_or_nan(oracle.average_precision_score, *both) for both in zip(truth.T, scores.T, strict=True)]
         for name, value in {
             "f1_macro": oracle.f1_score(truth, decisions, average="macro", zero_division=0),
             "f1_micro": oracle.f1_score(truth, decisions, average="micro", zero_division=0),
             "exact_match": oracle.accuracy_score(truth, decisions),
             "lrap": oracle.label_ranking_average_precision_score(truth, scores),
             "coverage_error": oracle.coverage_error(truth, scores),
-            "map": np.nanmean(aps),
-            "auroc_macro": np.nanmean(aurocs),
+            "map": np.nanmean(np.where(np.isnan(aps), own_aps, aps)),
+            "auroc_macro": np.nanmean(np.where(np.isnan(aurocs), own_aurocs, aurocs)),
             "hamming": oracle.hamming_loss(truth, decisions),
             "precision": precision,
             "recall": recall,
@@ -70,6 +70,11 @@ def loop_over_resamples(y, prediction, codes, counts) -> dict[str, list]:
     return drawn
 
 
+def _or_nan(metric, truth, scores) -> float:
+    undefined = not truth.any() or (metric is oracle.roc_auc_score and truth.all())
+    return np.nan if undefined else metric(truth, scores)
+
+
 def test_bootstrap_metrics__equals_a_loop_over_the_same_resamples(monkeypatch):
     y, predictions, groups, names = random_study()
     del predictions["poor"]
@@ -80,7 +85,7 @@ def test_bootstrap_metrics__equals_a_loop_over_the_same_resamples(monkeypatch):
     for row, prediction in enumerate(predictions.values()):
         expected = loop_over_resamples(y, prediction, codes, counts)
         for column, (metric, label) in enumerate(result.columns):
-            if metric in ("brier", "ece"):  # not of logits; tests/analysis/test_calibration.py has them
+            if metric in ("brier", "ece"):  # not of logits; tests/analysis/metrics/test_calibration.py has them
                 assert np.isnan(result.replicates[row, :, column]).all()
                 continue
             if (metric, label is None) == ("over_prediction", False):
@@ -132,6 +137,83 @@ def test_rare_label__interval_counts_the_replicates_that_have_it():
     interval = nothing.interval("good", "ap", names[3])
     assert np.isnan([interval.value, interval.low, interval.high]).all() and interval.replicates == 0
     assert np.isfinite(nothing.interval("good", "map").value)
+
+
+def rare_study(seed: int, count: int = 120) -> tuple:
+    """Twelve labels, half of them with one to three positives, and probabilities that a calibrated model might say."""
+    generator = np.random.default_rng(seed)
+    odds = np.log(np.array([0.4, 0.2, 0.1, 0.05, 0.03, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01, 0.01]))
+    scores = 1 / (1 + np.exp(-(odds + generator.normal(size=(count, 12)))))
+    y = generator.random(scores.shape) < scores
+    y[generator.integers(0, count, 12), np.arange(12)] = True
+    decisions = scores > np.quantile(scores, 0.9, axis=0)
+    return y, Prediction(scores, decisions), generator.integers(0, 90, count)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rare_labels__every_interval_holds_its_own_value(seed):
+    y, prediction, groups = rare_study(seed)
+    names = tuple(f"label {number}" for number in range(12))
+    other = Prediction(prediction.scores[::-1], prediction.decisions[::-1])
+    result = bootstrap.bootstrap_metrics(
+        y, {"one": prediction, "two": other}, groups, label_names=names, replicates=400, seed=seed
+    )
+    table = result.table()
+    outside = table[(table["value"] < table["low"]) | (table["value"] > table["high"])]
+    assert not len(outside), outside
+    assert (table.loc[table["metric"].isin(bootstrap.BIASED), "low"] >= 0).all()
+    for metric in ("map", "ece", "f1_macro"):
+        drawn = result.replicates[0, :, result.columns.index((metric, None))]
+        moved = drawn - drawn.mean() + result.values[0, result.columns.index((metric, None))]
+        expected = np.clip(np.percentile(moved, [2.5, 97.5]), 0, 1)
+        found = result.interval("one", metric)
+        np.testing.assert_allclose([found.low, found.high], expected, **EXACT)
+        in_table = table[(table.setting == "one") & (table.metric == metric) & table.label.isna()].iloc[0]
+        np.testing.assert_allclose([in_table.low, in_table.high], expected, **EXACT)
+        apart = result.difference("one", "two", metric)
+        assert apart.low < apart.value < apart.high
+
+
+def test_macro_means__are_over_the_labels_of_the_sample_in_every_resample():
+    """A label that knows its single positive would leave the mean with it; held, it moves nothing."""
+    generator = np.random.default_rng(0)
+    y = generator.random((60, 3)) < 0.4
+    y[:, 2] = False
+    y[5, 2] = True
+    scores = generator.normal(size=y.shape)
+    scores[5, 2] = 9.0
+    prediction = Prediction(scores, scores > 0)
+    result = bootstrap.bootstrap_metrics(
+        y, {"a": prediction}, np.arange(60), label_names=("x", "y", "z"), replicates=300
+    )
+    for mean, metric in (("map", "ap"), ("auroc_macro", "auroc")):
+        columns = [result.replicates[0, :, result.columns.index((metric, label))] for label in ("x", "y")]
+        np.testing.assert_allclose(
+            result.replicates[0, :, result.columns.index((mean, None))], (columns[0] + columns[1] + 1.0) / 3, **EXACT
+        )
+
+
+def test_intervals__cover_what_other_samples_of_this_size_give():
+    """The mean of each metric over samples that were not seen lies in 95 % intervals nearly as often."""
+
+    def drawn(seed: int) -> tuple:
+        y, prediction, _ = rare_study(seed)
+        return y[:, :4], Prediction(prediction.scores[:, :4], prediction.decisions[:, :4])
+
+    metrics, unseen, inside = ("ece", "map", "auroc_macro", "f1_macro"), [], []
+    for seed in range(500):
+        y, prediction = drawn(10_000 + seed)
+        unseen.append([summary(y, *prediction)["overall"][metric] for metric in metrics])
+    expected = np.mean(unseen, axis=0)
+    for seed in range(120):
+        y, prediction = drawn(seed)
+        found = bootstrap.bootstrap_metrics(
+            y, {"a": prediction}, np.arange(len(y)), label_names=tuple("wxyz"), replicates=200, seed=seed
+        )
+        ends = np.array([found.interval("a", metric)[1:3] for metric in metrics])
+        inside.append((ends[:, 0] <= expected) & (expected <= ends[:, 1]))
+    # Of 120 at 0.95, 0.87 is four standard errors below; plain percentiles of ECE cover a quarter.
+    assert (np.mean(inside, axis=0) >= 0.87).all(), dict(zip(metrics, np.mean(inside, axis=0), strict=True))
 
 
 def test_table__has_a_row_for_every_number():
