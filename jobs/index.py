@@ -25,7 +25,7 @@ class Config(CacheOptions):
 
     encoder: str | None = Field(None, description="encoder id; may be left out where the cache has one only")
     kind: Literal["image", "text"] = Field("image", description="which embeddings")
-    how: str = Field("exact", description="exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64")
+    how: str = Field("exact", description="exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64np")
     seed: int = Field(0, description="of the random rows that it is trained on")
     rebuild: bool = Field(False, description="build it anew also where new rows could be added to what is there")
 

@@ -180,8 +180,15 @@ def _trained(faiss: Any, array: ArraySnapshot, rows: int, how: str, seed: int) -
         most = max(TRAINING_BYTES // (4 * dim), 1)
         sample = np.random.Generator(np.random.PCG64(seed)).permutation(rows)[: min(wanted, most)]
         parameters["trained_rows"] = len(sample)
+        if kinds.POLYSEMOUS.search(factory):
+            log.info("FAISS trains %s twice, the second time for a search that is not used here; %s does not",
+                     factory, kinds.POLYSEMOUS.sub(r"\g<0>np", factory))  # fmt: skip
         try:
-            engine.train(np.ascontiguousarray(normalized(array.read(np.sort(sample)).astype(np.float32))))
+            with kinds.without_warnings(faiss, engine) as least:
+                if len(sample) < least:
+                    log.info("the %s index is trained on %s rows; its cells and codes are well placed from %s on",
+                             how, f"{len(sample):,}", f"{least:,}")  # fmt: skip
+                engine.train(np.ascontiguousarray(normalized(array.read(np.sort(sample)).astype(np.float32))))
         except RuntimeError as error:
             raise UsageError(
                 f"an index of kind {how!r} cannot be trained on {len(sample):,} rows ({kinds.said_by(error)}); choose "

@@ -165,7 +165,7 @@ def import_(**given: Any) -> dict[str, Any]:
     return given
 
 
-HOW = "exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64."
+HOW = "exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64np."
 
 
 @verb("index", "jobs.index")
