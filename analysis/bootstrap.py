@@ -43,7 +43,7 @@ from analysis.metrics import (
     divide,
     mean_of_defined,
 )
-from analysis.metrics.arrays import as_numpy
+from analysis.metrics.arrays import as_numpy, is_tensor
 from analysis.metrics.ranking import columns_of
 from engine.errors import DataError, UsageError
 from engine.machine import usable_cores
@@ -237,6 +237,7 @@ def bootstrap_metrics(
     replicates: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    device: str = "cpu",
 ) -> Bootstrap:
     """Score several settings, with all metrics, on the data and on the same resamples of its groups.
 
@@ -250,6 +251,8 @@ def bootstrap_metrics(
     label_names : tuple of str, length L
     replicates, seed, level
         Number of resamples R, their seed, and the confidence level.
+    device : str
+        Where predictions that lie in main memory are scored; tensors are scored where they lie.
 
     Returns
     -------
@@ -267,7 +270,8 @@ def bootstrap_metrics(
     truth = check_truth(y)
     check_options(truth, predictions, groups, label_names, level)
     codes, group_count = group_codes(groups)
-    plans = [MetricPlan(truth, each, codes, group_count, label_names) for each in predictions.values()]
+    placed = on_device(predictions, device)
+    plans = [MetricPlan(truth, each, codes, group_count, label_names) for each in placed.values()]
     values = np.concatenate([metric_columns(plan.evaluate(np.ones((group_count, 1)))) for plan in plans])
     blocks = resample_blocks(group_count, replicates, seed, block_size(group_count, replicates))
     drawn = evaluate_blocks(plans, blocks, replicates)
@@ -282,6 +286,18 @@ def bootstrap_metrics(
         groups=group_count,
         level=level,
     )
+
+
+def on_device(predictions: Mapping[str, Prediction], device: str) -> Mapping[str, Prediction]:
+    """Return predictions as tensors on a device; as they are for the processor, and where they are tensors already."""
+    if device == "cpu":
+        return predictions
+    import torch
+
+    def placed(array: Any) -> Any:
+        return array if is_tensor(array) else torch.as_tensor(array, device=device)
+
+    return {name: Prediction(placed(each.scores), placed(each.decisions)) for name, each in predictions.items()}
 
 
 def check_options(

@@ -33,6 +33,7 @@ from analysis.bootstrap import (
     hold_means,
     metric_columns,
     metric_names,
+    on_device,
     percentile_ends,
     resample_blocks,
 )
@@ -141,6 +142,7 @@ def subgroup_metrics(
     seed: int = 0,
     level: float = 0.95,
     least_groups: int = LEAST_GROUPS,
+    device: str = "cpu",
 ) -> Subgroups:
     """Score every setting in every subgroup, and under permutations of the subgroups.
 
@@ -160,6 +162,8 @@ def subgroup_metrics(
         Resamples for the intervals and permutations for the gaps.
     least_groups : int
         Patients below which a subgroup is shown but not compared.
+    device : str
+        Where predictions are scored.
 
     Raises
     ------
@@ -173,6 +177,7 @@ def subgroup_metrics(
         raise DataError(f"{len(names)} values of {column!r} for {len(truth)} samples; give one a sample")
     if (names == NOT_GIVEN).all():
         raise DataError(f"no sample has a value of {column!r}; choose another column")
+    predictions = on_device(predictions, device)
     codes, group_count = group_codes(groups)
     counts = _counts(truth, codes, names, least_groups)
     subgroups = counts["subgroup"].tolist()

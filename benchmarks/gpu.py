@@ -1,12 +1,13 @@
-"""All that a GPU should be measured on, in under ten minutes: extraction, exact search, probes, heatmaps, fine-tuning.
+"""All that a GPU should be measured on, in under ten minutes: from extraction to metrics, distances and a study.
 
     python benchmarks/gpu.py [--seconds 540] [--folder DIR] [--write]
 
 Extraction of ViT-B/16 and ViT-L/14 in bfloat16 from JPEG and from the pixel cache beside the limit of its slowest stage
 (`benchmarks/extraction.py`); exact search of 1,000 queries among 1,000,000 embeddings beside torch's own product and
-top-k; the sweep of 700 probes (`benchmarks/probes.py`) there and on the processor, their objectives compared; the demo
-study, with its probes, fine-tuning and heatmaps. A part that does not fit into the time is named and left out.
-`--write` stores the figures with the card's name.
+top-k; the sweep of 700 probes (`benchmarks/probes.py`), the bootstrap of all metrics (`benchmarks/metrics.py`) and the
+shape of a space of 20,000 embeddings, each there and on the processor and their results compared; the demo study, with
+its probes, fine-tuning and heatmaps. A part that does not fit into the time is named and left out. `--write` stores the
+figures with the card's name.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import extraction
+import metrics
 import numpy as np
 import probes
 import torch
 from comparing import write_record
 
+from analysis.bootstrap import bootstrap_metrics
 from analysis.probes import LogisticFits, solve_logistic
+from analysis.space import measure_space, measure_table
 from engine.faiss_loader import load_faiss
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -91,6 +95,38 @@ def probe_sweep(rows: int = 7470, dim: int = 512) -> dict[str, float]:
     }
 
 
+def bootstrap(samples: int = 20_000, replicates: int = 2000) -> dict[str, float]:
+    """Time all metrics of three settings under resamples, on the GPU and on the processor."""
+    y, predictions, patients = metrics.study(samples)
+    options = {"label_names": metrics.LABELS, "replicates": replicates}
+    drawn: dict[str, Any] = {}
+
+    def on(device: str) -> None:
+        drawn[device] = bootstrap_metrics(y, predictions, patients, device=device, **options)
+
+    seconds = {f"{device}_seconds": _best(lambda device=device: on(device), 3) for device in ("cuda", "cpu")}
+    apart = np.nanmax(np.abs(drawn["cuda"].replicates - drawn["cpu"].replicates))
+    return seconds | {"largest_difference": float(apart)}
+
+
+def distances(rows: int = 20_000, dim: int = 512, classes: int = 14) -> dict[str, float]:
+    """Time the measures of one space, on the GPU and on the processor."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(rows, dim)).astype(np.float32)
+    of_class = generator.integers(0, classes, rows)
+    features[:, 0] += of_class
+    y = of_class[:, None] == np.arange(classes)
+    options = {"label_names": metrics.LABELS[:classes], "replicates": 20, "permutations": 20}
+    found: dict[str, Any] = {}
+
+    def on(device: str) -> None:
+        found[device] = measure_table(measure_space(features, of_class, y, device=device, **options))
+
+    seconds = {f"{device}_seconds": _best(lambda device=device: on(device), 1) for device in ("cuda", "cpu")}
+    apart = np.abs(found["cuda"]["value"] / found["cpu"]["value"] - 1).max()
+    return seconds | {"largest_relative_difference": float(apart)}
+
+
 def study(folder: Path) -> dict[str, float]:
     """Time the demo study on the GPU: probes, fine-tuning and heatmaps of phantom-clip."""
     command = [sys.executable, "-m", "jobs.cli", "study", "demo", "--cache", str(folder / "cache"), "--device", "cuda"]
@@ -129,6 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
             "extraction ViT-L-14": lambda: extract("ViT-L-14", 4096, folder),
             "exact search": search,
             "700 probes": probe_sweep,
+            "bootstrap of metrics": bootstrap,
+            "distances": distances,
             "demo study": lambda: study(folder),
         }
         for name, part in parts.items():

@@ -169,7 +169,7 @@ def _of_one_space(
     """Return the multi-label distances and the shape of the images' space."""
     names, y = material.dataset.label_names, material.y[rows]
     features, groups = material.features[rows], material.dataset.groups[rows]
-    options = _options(config)
+    options = _options(config, material)
     options["normalize"] = config.protocol == "sound"
     several = [
         *distances.overlap_distances(features, y, groups, label_names=names, **options),
@@ -211,7 +211,7 @@ def _likeness(
     x, y = material.features[both], other.values[there]
     if normalize:
         x, y = (each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-30) for each in (x, y))
-    return space.space_similarity(x, y, material.dataset.groups[both], **_options(config))
+    return space.space_similarity(x, y, material.dataset.groups[both], **_options(config, material))
 
 
 def _modalities(
@@ -228,14 +228,19 @@ def _modalities(
         return []
     images, groups = material.features[both], material.dataset.groups[both]
     return [
-        space.modality_gap(images, texts.values[there], groups, **_options(config)),
-        space.pair_alignment(images, texts.values[there], groups, **_options(config)),
+        space.modality_gap(images, texts.values[there], groups, **_options(config, material)),
+        space.pair_alignment(images, texts.values[there], groups, **_options(config, material)),
     ]
 
 
-def _options(config: Config) -> dict[str, Any]:
+def _options(config: Config, material: study_settings.Material) -> dict[str, Any]:
     # Intervals of space measures settle with fewer resamples than those of counts of rare positives.
-    return {"replicates": min(config.replicates, 200), "permutations": config.permutations, "seed": config.seed}
+    return {
+        "replicates": min(config.replicates, 200),
+        "permutations": config.permutations,
+        "seed": config.seed,
+        "device": material.device,
+    }
 
 
 def _recorded(sections: Sequence[tuple[str, Sequence[space.Measure]]], config: Config, record: Run) -> pd.DataFrame:

@@ -118,6 +118,7 @@ def write_subgroups(
             replicates=replicates,
             permutations=section.permutations,
             seed=seed,
+            device=material.device,
         )
         shown = found.table().merge(found.counts[["subgroup", "groups", "compared"]], on="subgroup")
         shown = shown[shown["metric"].isin(SUBGROUP_METRICS) & shown["label"].isna()]
@@ -147,6 +148,7 @@ def write_space(
         "permutations": section.permutations,
         "seed": seed,
         "normalize": protocol == "sound",
+        "device": material.device,
     }
     distinct = _distinct(settings)
     for setting in distinct:

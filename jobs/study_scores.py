@@ -78,8 +78,9 @@ def write_metrics(
     predictions = {setting.name: _rows_of(setting.prediction, test) for setting in settings} | trivial
     names = material.dataset.label_names
     bootstrap = bootstrap_metrics(
-        truth, predictions, material.dataset.groups[test], label_names=names, replicates=replicates, seed=seed
-    )
+        truth, predictions, material.dataset.groups[test], label_names=names, replicates=replicates, seed=seed,
+        device=material.device,
+    )  # fmt: skip
     learnt = {setting.name: predictions[setting.name] for setting in settings}
     found = (
         nulls.permuted_metrics(
@@ -135,9 +136,12 @@ def write_distances(
         features = setting.features[test]
         measured = distances.class_distances(features, labels, classes=len(names), normalize=sound)
         intervals = distances.bootstrap_distances(
-            features, labels, groups, replicates=min(replicates, 200), seed=seed, normalize=sound
+            features, labels, groups, replicates=min(replicates, 200), seed=seed, normalize=sound,
+            device=material.device,
+        )  # fmt: skip
+        null = distances.permuted_null(
+            features, labels, permutations=PERMUTATIONS, seed=seed, normalize=sound, device=material.device
         )
-        null = distances.permuted_null(features, labels, permutations=PERMUTATIONS, seed=seed, normalize=sound)
         base = {"kind": "distance", "protocol": protocol, "setting": setting.name, "baseline": False}
         for metric, found in intervals.items():
             low, high = number(found.low), number(found.high)

@@ -127,6 +127,12 @@ class Material:
     cache: caches.Cache
 
     @property
+    def device(self) -> str:
+        """Where cached arrays are analysed: the encoder's CUDA device; the processor where it is on any other."""
+        place = self.encoder.device
+        return str(place) if place.type == "cuda" else "cpu"  # float64 is wanted, which Apple's devices lack
+
+    @property
     def y(self) -> np.ndarray:
         """Truth, (n, L) int8."""
         return self.dataset.labels

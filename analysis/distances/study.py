@@ -126,6 +126,7 @@ def permuted_null(
     seed: int = 0,
     level: float = 0.95,
     normalize: bool = False,
+    device: str = "cpu",
 ) -> Null:
     """Return the distribution of the ratio when classes of the same sizes are given to samples at random.
 
@@ -137,13 +138,15 @@ def permuted_null(
     seed : int
     level : float
         Share of permutations between ``low`` and ``high``.
+    device : str
+        Where the permuted sums are made.
     """
     if permutations < 1:
         raise UsageError(f"{permutations} permutations asked for; at least 1 is needed (1000 is usual)")
     values, labels, number = _check(features, first_label, None, normalize)
     observed = class_distances(values, labels).ratio
     generator = np.random.Generator(np.random.PCG64(seed))
-    rows = rows_of(values)
+    rows = rows_of(values, device=device)
     ratios = np.empty(permutations)
     for first in range(0, permutations, _AT_A_TIME):
         orders = np.stack([generator.permutation(len(labels)) for _ in range(min(_AT_A_TIME, permutations - first))])
@@ -165,6 +168,7 @@ def bootstrap_distances(
     seed: int = 0,
     level: float = 0.95,
     normalize: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Interval]:
     """Return "inter", "intra" and "ratio" with percentile intervals, groups drawn with replacement.
 
@@ -178,13 +182,15 @@ def bootstrap_distances(
     groups : ndarray, (n,)
     replicates, seed, level
         As in `analysis.bootstrap.bootstrap_metrics`.
+    device : str
+        Where the resampled sums are made.
     """
     value = class_distances(features, first_label, normalize=normalize)
     codes, resamples = resample_counts(groups, replicates, seed)
     kept = np.asarray(first_label) != NO_CLASS
     values, labels, number = _check(features, first_label, None, normalize)
     codes = codes[kept]
-    rows = rows_of(values)
+    rows = rows_of(values, device=device)
     drawn = np.empty((replicates, 3))
     for first in range(0, replicates, _AT_A_TIME):
         weights = resamples[first : first + _AT_A_TIME].T[codes]

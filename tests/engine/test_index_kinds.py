@@ -9,6 +9,7 @@ import os
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from engine import index
 from engine.arrays import array_format
@@ -16,7 +17,7 @@ from engine.arrays.array_snapshot import ArraySnapshot
 from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
-from engine.index import building, devices, searching
+from engine.index import building, devices, products, searching
 from tests.engine.test_index import ENCODER, QUERIES, cosines, filled, keys_of, values_of
 
 ROWS = 800
@@ -245,3 +246,33 @@ def test_a_gpu_is_used_where_a_search_on_it_is_right_and_it_is_said_once(monkeyp
     devices.gpu_resources.cache_clear()
     assert (found[0] is None) is fails and len(caplog.records) == 1
     assert ("no kernel image" in caplog.text) is fails
+
+
+@pytest.mark.parametrize(
+    ("there", "product", "told"),
+    [
+        (False, None, "matrix products on the processor"),
+        (True, "right", "torch's matrix products on the GPU"),
+        (True, "wrong", "wrong products on the GPU"),
+        (True, "fails", "torch cannot use the GPU (no kernel image is available)"),
+    ],
+)
+def test_exact_search__is_on_the_gpu_where_a_product_on_it_is_right_and_it_is_said_once(
+    monkeypatch, caplog, there, product, told
+):
+    eye = torch.eye
+
+    def on_gpu(size, device):
+        assert device == "cuda"
+        if product == "fails":
+            raise RuntimeError("no kernel image is available")
+        return eye(size) * (1 if product == "right" else 2)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch, "eye", on_gpu)
+    devices.search_device.cache_clear()
+    with caplog.at_level(logging.INFO, logger="engine"):
+        found = [devices.search_device() for _ in range(2)]
+    devices.search_device.cache_clear()
+    expected = products.Way("torch", "cuda") if product == "right" else None
+    assert found == [expected, expected] and len(caplog.records) == 1 and told in caplog.text

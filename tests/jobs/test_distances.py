@@ -1,12 +1,16 @@
 """`fluoro distances`: all measures recorded with intervals and nulls, against a second model and texts, with maps."""
 
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from engine.errors import UsageError
 from jobs import cli, distances, measuring
 from jobs.config import SplitOptions
+from jobs.study_settings import Material
 from tests import models
 
 PHANTOMS = "phantom:90?seed=5&size=64&enrich=0.15"
@@ -79,3 +83,12 @@ def test_as_a_command(common, measured, tmp_path, capsys):
     assert cli.run(arguments) == 0
     text = capsys.readouterr().out
     assert "silhouette" in text and "by-label.png" in text and "modality_gap" in text
+
+
+@pytest.mark.parametrize(("place", "expected"), [("cuda:1", "cuda:1"), ("cpu", "cpu"), ("mps", "cpu")])
+def test_device_of_what_is_measured__is_its_encoder_s_where_that_is_a_gpu(place, expected):
+    encoder = types.SimpleNamespace(device=torch.device(place))
+    material = Material(None, encoder, None, None, None)
+    assert material.device == expected
+    config = types.SimpleNamespace(replicates=100, permutations=3, seed=0)
+    assert distances._options(config, material)["device"] == expected
