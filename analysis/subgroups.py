@@ -17,6 +17,7 @@ of no finding.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,49 @@ class Subgroups:
         table = pd.DataFrame(rows)
         table.insert(9, "p_holm", holm(table["p"].to_numpy()))
         return table
+
+    def difference(
+        self, first: str, second: str, metrics: Sequence[str] = GAP_METRICS, labels: Sequence[str | None] = (None,)
+    ) -> pd.DataFrame:
+        """Return each setting's metrics in one subgroup less those in another, both scored on each resample together.
+
+        For two subgroups that were named beforehand: nothing is chosen, so the interval says what it says. There is no
+        permutation test, because subgroups such as numbers of findings differ in every metric by what they are.
+
+        Parameters
+        ----------
+        first, second : str
+            Subgroups.
+        metrics, labels
+            As for `gaps`.
+
+        Returns
+        -------
+        DataFrame
+            setting, metric, label, first, second (values in the two), difference, low, high (NaN where either is
+            undefined, or of one patient alone).
+
+        Raises
+        ------
+        UsageError
+            A subgroup that is not here.
+        """
+        for name in (first, second):
+            if name not in self.bootstraps:
+                raise UsageError(f"no subgroup {name!r} of {self.column!r}; there are {', '.join(self.bootstraps)}")
+        one, other = self.bootstraps[first], self.bootstraps[second]
+        rows = []
+        for setting, metric, label in itertools.product(one.settings, metrics, labels):
+            here, there = one.column(setting, metric, label), other.column(setting, metric, label)
+            apart = here.value - there.value
+            low, high = np.nan, np.nan
+            if min(one.groups, other.groups) > 1 and not np.isnan(apart):
+                low, high = (float(end) for end in percentile_ends(here.replicates - there.replicates, one.level))
+            rows.append(
+                {"setting": setting, "metric": metric, "label": label, "first": here.value, "second": there.value,
+                 "difference": apart, "low": low, "high": high}
+            )  # fmt: skip
+        return pd.DataFrame(rows)
 
     def _gap(self, compared: list[str], setting: str, metric: str, label: str | None) -> dict:
         row: dict[str, Any] = {"setting": setting, "metric": metric, "label": label, "best": "", "worst": ""}
@@ -226,6 +270,38 @@ def age_bands(ages: Sequence[float] | np.ndarray | pd.Series, edges: Sequence[fl
     titles = np.array([f"under {steps[0]}", *inner, f"{steps[-1]} and over"], dtype=object)
     bands = titles[np.searchsorted(np.asarray(edges, dtype=np.float64), np.nan_to_num(years), side="right")]
     return np.where(np.isnan(years), "", bands)
+
+
+def number_bands(values: Sequence[object] | np.ndarray | pd.Series, most: int, parts: int = 4) -> np.ndarray:
+    """Return the band of each sample of a column of numbers, (n,) object; the values themselves where they are few.
+
+    Parameters
+    ----------
+    values : (n,)
+        Anything; a column that holds something else than numbers and blanks is returned as it is.
+    most : int
+        Up to so many different numbers are subgroups by themselves.
+    parts : int
+        Bands, of about as many samples each; fewer where one number fills several.
+
+    Returns
+    -------
+    ndarray of object, (n,)
+        Such as "below 12.5", "12.5 to 20", "20 and over"; "" where nothing is given.
+    """
+    given = pd.Series(np.asarray(values, dtype=object))
+    blank = given.map(lambda value: pd.isna(value) or str(value).strip() == "").to_numpy(dtype=bool)
+    numbers = pd.to_numeric(given.where(~blank), errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(numbers[~blank]).all() or len(np.unique(numbers[~blank])) <= most:
+        return np.where(blank, "", given.to_numpy(dtype=object))
+    known = np.unique(numbers[~blank])
+    quantiles = np.quantile(numbers[~blank], np.arange(1, parts) / parts)
+    # Rounded before they cut, so that a band's name says exactly who is in it; the lowest number may fill several.
+    edges = sorted({edge for edge in (float(f"{edge:.4g}") for edge in quantiles) if edge > known[0]}) or [known[1]]
+    steps = [f"{edge:g}" for edge in edges]
+    titles = [f"below {steps[0]}", *map(" to ".join, itertools.pairwise(steps)), f"{steps[-1]} and over"]
+    bands = np.array(titles, dtype=object)[np.searchsorted(edges, np.nan_to_num(numbers), side="right")]
+    return np.where(blank, "", bands)
 
 
 def finding_counts(y: np.ndarray, label_names: tuple[str, ...], nothing: str | None = "No Finding") -> np.ndarray:

@@ -86,6 +86,27 @@ def gap_sentences(column: str, gaps: pd.DataFrame, counts: pd.DataFrame) -> list
     ]
 
 
+def findings_sentences(differences: pd.DataFrame, first: str, second: str) -> list[str]:
+    """Return how each setting fares on images of one kind and of another, with the interval of the difference.
+
+    Parameters
+    ----------
+    differences : DataFrame
+        Of `analysis.subgroups.Subgroups.difference`.
+    first, second : str
+        The two subgroups, such as "one finding" and "several findings".
+    """
+    sentences = []
+    for row in differences[differences["low"].notna()].to_dict("records"):
+        apart = "differ" if row["low"] > 0 or row["high"] < 0 else "are not told apart"
+        sentences.append(
+            f"{row['setting']}'s {TITLES.get(row['metric'], row['metric'])} is {figure(row['first'])} on images with "
+            f"{first} and {figure(row['second'])} on those with {second}; the two {apart} (difference "
+            f"{figure(row['difference'])}, {figure(row['low'])} to {figure(row['high'])})."
+        )
+    return sentences
+
+
 def difference_sentences(differences: pd.DataFrame) -> list[str]:
     """Return which paired differences between settings stand after Holm's correction.
 

@@ -34,6 +34,27 @@ def overall_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def subgroup_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return for each column of the samples one row a subgroup, with its counts and its metrics with intervals.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Result lines of kind "subgroup": column, subgroup, n, groups, metric, value, low, high.
+    """
+    tables = {}
+    for column, part in rows.groupby("column", sort=False) if len(rows) else []:
+        lines = []
+        for subgroup, of_one in part.groupby("subgroup", sort=False):
+            by_metric, first = of_one.set_index("metric"), of_one.iloc[0]
+            shown = {
+                title: with_interval(by_metric, name) for name, title in OVERALL.items() if name in by_metric.index
+            }
+            lines.append({str(column): subgroup, "images": int(first["n"]), "patients": int(first["groups"]), **shown})
+        tables[f"By {column}, with 95 % intervals by patient"] = pd.DataFrame(lines)
+    return tables
+
+
 def label_table(metrics: pd.DataFrame, setting: str) -> pd.DataFrame:
     """Return one row a label of a setting."""
     part = metrics[(metrics["setting"] == setting) & metrics["label"].notna()]

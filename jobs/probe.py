@@ -25,9 +25,11 @@ from analysis.heads import LinearHead
 from analysis.metrics import Prediction
 from analysis.probes import candidates, sweeping
 from jobs import heads, measuring, probe_inputs, probe_options, probe_section, probe_table, study_scores, study_settings
+from jobs.metric_tables import subgroup_tables
 from jobs.probe_options import Config
 from jobs.progress import Progress
 from jobs.runs import open_run
+from jobs.study_analyses import SubgroupSection, check_columns, write_subgroups
 
 __all__ = ["Config", "Probed", "run"]
 
@@ -54,7 +56,8 @@ class Probed(measuring.Measured):
         first = {title: shown.pop(title) for title in list(shown) if title == measuring.UNJUDGED}
         tried = probe_table.candidate_table(self.sweep)
         title = "Candidates on held-out rows (no test row among them), with 95 % intervals by patient"
-        return first | ({title: tried} if len(tried) else {}) | shown
+        apart = subgroup_tables(measuring.result_lines(self.folder, "subgroup"))
+        return first | ({title: tried} if len(tried) else {}) | shown | apart
 
     def lines(self) -> Iterator[str]:
         """Return how well the problems are solved, and where things lie."""
@@ -82,6 +85,7 @@ def run(
     with open_run("probe", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         from_text = config.kind in candidates.FROM_TEXT and config.protocol == "sound"
         material = measuring.prepare(config, record, progress, texts=from_text)
+        check_columns(config.by, material.dataset.samples)
         inputs = material.features
         if config.kind == "attention":
             material, inputs = probe_inputs.tokens(material, config, record, progress)
@@ -113,6 +117,12 @@ def run(
                 material, [setting], config.protocol, record, config.replicates, config.seed
             )
             study_scores.write_score_arrays(material, {config.protocol: [setting]}, record)
+        if config.by:
+            with record.step("subgroups") as step:
+                wanted = SubgroupSection(columns=config.by, findings=False)
+                step.items = write_subgroups(
+                    material, [setting], wanted, config.protocol, record, config.replicates, config.seed
+                )
     done = measuring.measured(record, setting.name, head=path, unjudged=unjudged)
     return Probed(done.folder, done.setting, done.metrics, done.failures, done.head, done.unjudged, table, convergence)
 

@@ -34,6 +34,7 @@ class Config(measuring.MeasureOptions):
         None, description="what the choice is made by; log_loss if empty, average_precision for tip-adapter"
     )
     templates: str | list[str] = Field("ensemble", description="prompts of the kinds that start from text")
+    by: list[str] = Field([], description="sample columns by whose values the metrics are shown apart, gaps tested")
     layer: int = Field(-1, description="block whose entering tokens attention pools; -1 is the last")
 
 

@@ -17,7 +17,9 @@ from pydantic import Field
 
 from analysis import distances, leaks, retrieval_scores, subgroups, threshold_families, verdicts
 from analysis.bootstrap import clustered_bootstrap, percentile_ends
-from analysis.metrics import mean_of_defined
+from analysis.claims import DISTINCT as ONE
+from analysis.claims import OVERLAPPING as SEVERAL
+from analysis.metrics import OVERALL_METRICS, mean_of_defined
 from analysis.space import survey
 from analysis.space.measures import Measure
 from analysis.vectors import normalise_rows
@@ -41,7 +43,12 @@ SUBGROUP_METRICS = (
     "brier",
     "over_prediction",
 )
-MOST_SUBGROUPS = 12
+# Metrics of a label in which one subgroup can be better than another.
+LABEL_GAPS = ("precision", "recall", "f1", "auroc", "ap", "brier", "ece", "over_prediction")
+# Of the two kinds of images, those that do not count findings.
+TOLD_OF_FINDINGS = ("auroc_macro", "lrap")
+# Of a column that is used because it is there, and of one that is asked for.
+MOST_SUBGROUPS, MOST_ASKED_FOR = 12, 50
 NEIGHBOURS = 10
 
 
@@ -50,10 +57,11 @@ class SubgroupSection(configs.JobConfig):
 
     enabled: bool = True
     columns: list[str] | None = Field(
-        None, description="sample columns; view, sex and age where the data have them unless given"
+        None, description="sample columns, numbers in bands; view, sex and age where the data have them unless given"
     )
     age_bands: list[float] = Field([18, 40, 60, 80], description="ages at which a new band begins")
     permutations: int = Field(500, ge=100, description="of the test of the gap between best and worst")
+    findings: bool = Field(True, description="also by how many findings an image has")
 
 
 class SpaceSection(configs.JobConfig):
@@ -100,13 +108,19 @@ def write_subgroups(
     replicates: int,
     seed: int,
 ) -> int:
-    """Score all settings in the subgroups of every column and test the gap of best and worst; return how many."""
+    """Score all settings in the subgroups of every column and test the gap of best and worst; return how many.
+
+    Every metric, overall and of each label, goes to ``tables/subgroups-all-<protocol>.csv`` and every gap to
+    ``tables/subgroup-gaps-<protocol>.csv``; result lines, and so the page, have `SUBGROUP_METRICS`.
+    """
     test = material.rows("test")
     predictions = {
         setting.name: type(setting.prediction)(setting.prediction.scores[test], setting.prediction.decisions[test])
         for setting in settings
     }
     columns = _subgroup_columns(material, section)
+    every: list[pd.DataFrame] = []
+    every_gap: list[pd.DataFrame] = []
     for name, values in columns.items():
         found = subgroups.subgroup_metrics(
             material.y[test],
@@ -121,14 +135,43 @@ def write_subgroups(
             device=material.device,
         )
         shown = found.table().merge(found.counts[["subgroup", "groups", "compared"]], on="subgroup")
+        every.append(shown.assign(column=name))
         shown = shown[shown["metric"].isin(SUBGROUP_METRICS) & shown["label"].isna()]
         run.record_all(_rows(shown, "subgroup", protocol, column=name))
         if name == FINDINGS:
-            continue  # metrics count findings, so gaps between few and many are there by definition
+            # Metrics count findings, so gaps between few and many are there by definition: one question, two kinds.
+            both = _held_together(found)
+            every_gap.append(both.rename(columns={"difference": "gap"}).assign(column=name))
+            told = both[both["metric"].isin(TOLD_OF_FINDINGS) & both["label"].isna()]
+            run.record_all(sentence_rows("subgroups", verdicts.findings_sentences(told, ONE, SEVERAL), protocol))
+            continue
+        of_labels = found.gaps(LABEL_GAPS, material.dataset.label_names)
+        every_gap.append(pd.concat([found.gaps(OVERALL_METRICS), of_labels], ignore_index=True).assign(column=name))
         gaps = found.gaps(SUBGROUP_METRICS).rename(columns={"gap": "value"})
         run.record_all(_rows(gaps, "gap", protocol, column=name))
         run.record_all(sentence_rows("subgroups", verdicts.gap_sentences(name, gaps, found.counts), protocol))
+    _write_whole(every, f"subgroups-all-{protocol}", run)
+    _write_whole(every_gap, f"subgroup-gaps-{protocol}", run)
     return len(columns)
+
+
+def _held_together(found: subgroups.Subgroups) -> pd.DataFrame:
+    """Return images with one finding less those with several, every metric; no rows where either is missing."""
+    if not {ONE, SEVERAL} <= set(found.bootstraps):
+        return pd.DataFrame(columns=["setting", "metric", "label", "low"])
+    labels = next(iter(found.bootstraps.values())).label_names
+    overall = found.difference(ONE, SEVERAL, OVERALL_METRICS)
+    table = pd.concat([overall, found.difference(ONE, SEVERAL, LABEL_GAPS, labels)], ignore_index=True)
+    return table.assign(best=ONE, worst=SEVERAL)
+
+
+def _write_whole(parts: Sequence[pd.DataFrame], name: str, run: runs.Run) -> None:
+    """Write a table that is too long for the page, its column of the samples first."""
+    if not sum(len(part) for part in parts):
+        return
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    table.insert(0, "column", table.pop("column"))
+    table.to_csv(run.path(f"tables/{name}.csv"), index=False, float_format="%.6g")
 
 
 def write_space(
@@ -305,27 +348,40 @@ def _distinct(settings: Sequence[Setting]) -> list[Setting]:
     return distinct
 
 
+def check_columns(names: Sequence[str], samples: pd.DataFrame) -> None:
+    """Raise UsageError for a name that no column of the samples has."""
+    for name in names:
+        if name not in samples:
+            raise UsageError(f"no sample column {name!r} for subgroups; {offer(name, samples.columns)}")
+
+
 def _subgroup_columns(material: Material, section: SubgroupSection) -> dict[str, np.ndarray]:
     """Return the values of each column for all samples; ages in bands, and how many findings there are."""
     samples = material.dataset.samples
     asked = section.columns
     names = [name for name in USUAL_COLUMNS if name in samples] if asked is None else list(asked)
-    for name in names:
-        if name not in samples:
-            raise UsageError(f"no sample column {name!r} for subgroups; {offer(name, samples.columns)}")
+    check_columns(names, samples)
     found: dict[str, np.ndarray] = {}
     test = material.rows("test")
     for name in names:
-        given = subgroups.age_bands(samples[name], section.age_bands) if name == "age" else samples[name]
+        if name == "age":
+            given = subgroups.age_bands(samples[name], section.age_bands)
+        else:
+            given = subgroups.number_bands(samples[name], MOST_SUBGROUPS)
         values = np.array(["" if pd.isna(value) else str(value) for value in given], dtype=object)
         different = len(set(values[test]) - {""})
         # A column asked for by name is an error where it cannot serve; a usual one is left out.
         if asked is None and not 2 <= different <= MOST_SUBGROUPS:
             continue
+        if different > MOST_ASKED_FOR:
+            raise UsageError(
+                f"the column {name!r} has {different} different values among the test samples; subgroups are at most "
+                f"{MOST_ASKED_FOR}, so choose a column of fewer"
+            )
         found[name] = values
     nothing = next((name for name in material.dataset.label_names if name.replace("_", " ") == "No Finding"), None)
     findings = subgroups.finding_counts(material.y, material.dataset.label_names, nothing)
-    if len(set(findings[test])) > 1:
+    if section.findings and len(set(findings[test])) > 1:
         found[FINDINGS] = findings
     return found
 

@@ -71,6 +71,7 @@ def zeroshot(**given: Any) -> dict[str, Any]:
 @click.option(
     "--select", metavar="SCORE", help="Choose by log_loss or average_precision. [log_loss; tip-adapter by the other]"
 )
+@click.option("--by", multiple=True, metavar="COLUMN", help="Also by the values of a sample column, such as sex.")
 @replicates
 @options.batches
 @options.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import metrics, subgroups
+from analysis import bootstrap, metrics, subgroups
 from analysis.metrics import Prediction
 from engine.errors import DataError, UsageError
 
@@ -131,6 +131,42 @@ def test_bands__name_ages_and_numbers_of_findings():
     expected = ["no finding", "one finding", "several findings", "no finding"]
     assert subgroups.finding_counts(y, ("a", "b", "No Finding")).tolist() == expected
     assert subgroups.finding_counts(y, NAMES)[0] == "one finding"
+
+
+def test_two_named_subgroups__are_held_against_each_other_on_the_same_resamples():
+    y, predictions, patients, _ = study(count=80)
+    kind = np.array(["one finding", "several findings", "no finding"], dtype=object)[np.arange(80) % 3]
+    result = measured(y, predictions, patients, kind, seed=7)
+    table = result.difference("one finding", "several findings", ["lrap", "hamming"])
+    counts = bootstrap.resample_counts(patients, 60, 7)[1]
+    for name, each in predictions.items():
+        drawn = []
+        for count in counts:
+            rows = np.repeat(np.arange(80), count[patients])
+            values = metrics.lrap_samples(y[rows], each.scores[rows])
+            drawn.append(values[kind[rows] == "one finding"].mean() - values[kind[rows] == "several findings"].mean())
+        row = table[(table["setting"] == name) & (table["metric"] == "lrap")].iloc[0]
+        np.testing.assert_allclose([row["low"], row["high"]], np.percentile(drawn, [2.5, 97.5]), atol=1e-12)
+        np.testing.assert_allclose(row["difference"], row["first"] - row["second"], atol=1e-12)
+    by_label = result.difference("one finding", "several findings", ["ap"], ["a", "c"])
+    assert by_label["label"].tolist() == ["a", "c"] * 2 and by_label["low"].notna().all()
+    with pytest.raises(UsageError, match=r"no subgroup 'many' of 'sex'; there are no finding, one finding"):
+        result.difference("one finding", "many")
+
+
+def test_numbers__get_bands_of_about_as_many_samples():
+    doses = np.random.default_rng(0).gamma(2.0, 10.0, 400)
+    bands = subgroups.number_bands([*doses[:399], None], 12)
+    names, counts = np.unique(bands[:399], return_counts=True)
+    assert len(names) == 4 and counts.min() > 95 and bands[399] == ""
+    low, high = (float(part) for part in next(name for name in names if " to " in name).split(" to "))
+    inside = bands[:399] == f"{low:g} to {high:g}"
+    np.testing.assert_array_equal(inside, (doses[:399] >= low) & (doses[:399] < high))
+    assert subgroups.number_bands([1, 2, "2", None, " "], 12).tolist() == [1, 2, "2", "", ""]
+    words = np.array([f"site {number}" for number in range(30)], dtype=object)
+    assert subgroups.number_bands(words, 12).tolist() == words.tolist()
+    mostly_none = subgroups.number_bands(np.r_[np.zeros(80), np.arange(1, 21)], 12)
+    assert dict(zip(*np.unique(mostly_none, return_counts=True), strict=True)) == {"1 and over": 20, "below 1": 80}
 
 
 def test_what_cannot_be_divided__is_refused():

@@ -290,6 +290,26 @@ def test_a_sweep_by_the_command_line__prints_candidates_and_a_head_that_cam_take
     assert status == 0, capsys.readouterr().err
 
 
+def test_by__shows_the_metrics_of_each_subgroup_and_tests_the_gap(common, tmp_path):
+    tested = common | {"split": SplitOptions(how="grouped", fractions=(0.2, 0.1, 0.7))}
+    done = probe.run(probe.Config(**tested, by=["view", "projection"]), out=tmp_path / "run")
+    shown = done.tables()["By view, with 95 % intervals by patient"]
+    test = open_dataset(PHANTOMS).samples
+    scores = np.load(done.folder / "scores.npz", allow_pickle=False)
+    views = test.set_index("id").loc[scores["ids"], "view"]
+    assert dict(zip(shown["view"], shown["images"], strict=True)) == views.value_counts().to_dict()
+    assert "By projection, with 95 % intervals by patient" in done.tables()
+    whole = pd.read_csv(done.folder / "tables" / "subgroups-all-sound.csv")
+    assert set(whole["column"]) == {"view", "projection"} and {"ece", "ap", "auroc_micro"} <= set(whole["metric"])
+    assert pd.read_csv(done.folder / "tables" / "subgroup-gaps-sound.csv")["p"].notna().any()
+    with pytest.raises(UsageError, match="no sample column 'vew' for subgroups; nearest: view"):
+        probe.run(probe.Config(**tested, by=["vew"]), out=tmp_path / "other")
+    with pytest.raises(
+        UsageError, match=r"'id' has \d+ different values among the test samples; subgroups are at most"
+    ):
+        probe.run(probe.Config(**tested, by=["id"]), out=tmp_path / "third")
+
+
 def test_the_papers_protocol__takes_no_other_probe(common, tmp_path):
     with pytest.raises(UsageError, match="the paper's protocol has one probe of its own; leave out folds, kind"):
         probe.run(probe.Config(**common, protocol="paper", kind="ridge", folds=3), out=tmp_path / "run")

@@ -13,6 +13,7 @@ from sklearn.metrics import coverage_error, f1_score, label_ranking_average_prec
 
 from analysis import run_record
 from analysis.heads import LinearHead
+from analysis.metrics import LABEL_METRICS, OVERALL_METRICS
 from engine.errors import DataError, UsageError
 from engine.phantom_files import write_phantoms
 from engine.resources import resource
@@ -100,6 +101,29 @@ def test_study__asks_of_thresholds_subgroups_the_space_and_the_split(small_run) 
     part = record.rows("subgroup")
     part = part[(part["column"] == "findings") & (part["metric"] == "lrap") & (part["protocol"] == "sound")]
     assert set(part.groupby("setting")["n"].sum()) == {record.scores.truth.shape[0]}
+    folder = small_run[0].folder
+    whole = pd.read_csv(folder / "tables/subgroups-all-sound.csv")
+    one = whole[
+        (whole["column"] == "findings") & (whole["subgroup"] == "one finding") & (whole["setting"] == "Zero-shot")
+    ]
+    labels = record.label_names
+    assert set(one.loc[one["label"].isna(), "metric"]) == set(OVERALL_METRICS)
+    assert len(one[one["label"].notna()]) == len(LABEL_METRICS) * len(labels)
+    # The positives of all subgroups of a column are those of the test split.
+    positives = whole[(whole["metric"] == "positives") & (whole["setting"] == "Zero-shot")]
+    counted = positives[positives["column"] == "findings"].groupby("label")["value"].sum()
+    np.testing.assert_array_equal(counted[list(labels)], record.scores.truth.sum(axis=0))
+    gaps = pd.read_csv(folder / "tables/subgroup-gaps-sound.csv")
+    held = gaps[(gaps["column"] == "findings") & gaps["label"].isna()].set_index(["setting", "metric"])
+    lrap = whole[(whole["metric"] == "lrap") & (whole["setting"] == "Zero-shot")].set_index(["column", "subgroup"])[
+        "value"
+    ]
+    expected = lrap["findings", "one finding"] - lrap["findings", "several findings"]
+    row = held.loc[("Zero-shot", "lrap")]
+    assert row["gap"] == pytest.approx(expected, abs=1e-5) and row["low"] <= row["gap"] <= row["high"]
+    told = record.rows("sentence")
+    told = told.loc[told["section"] == "subgroups", "text"]
+    assert told.str.contains("on images with one finding and .* on those with several findings").any()
     assert {"silhouette", "knn_purity", "separation"} <= set(record.rows("space")["metric"])
     split = record.rows("split")
     test = split[split["split"] == "test"].set_index("label")["value"]
