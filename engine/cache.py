@@ -262,11 +262,25 @@ class Cache:
         CacheError
             Nothing of this encoder is in the cache, or a row is damaged.
         """
-        array = self.array(kind, encoder if isinstance(encoder, str) else encoder.id)
+        found = self.stored_features(dataset, encoder, kind)
+        values = found[:].astype(dtype)
+        return Features(normalized(values) if normalize else values, found.rows, found.keys, found.missing)
+
+    def stored_features(
+        self, dataset: Dataset, encoder: EncoderLike | str, kind: Literal["image", "text"] = "image"
+    ) -> StoredRows:
+        """Return the rows that `features` would read, (m, dim) float16, read when asked for.
+
+        Raises
+        ------
+        CacheError
+            Nothing of this encoder is in the cache.
+        """
+        name = encoder if isinstance(encoder, str) else encoder.id
+        array = self.array(kind, name)
         keys = self.image_keys(dataset) if kind == "image" else self.text_keys(dataset)
         stored, rows, missing = align(dataset, keys, array)
-        values = array.read(stored).astype(dtype)
-        return Features(normalized(values) if normalize else values, rows, keys[rows], missing)
+        return StoredRows(array, stored, rows, missing)
 
     def pixels(self, dataset: Dataset, preprocess: Any) -> StoredRows:
         """Return the cached model inputs of a data set's samples, read when asked for; (m, h, w, 3) uint8.

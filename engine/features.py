@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,8 +62,13 @@ class StoredRows:
         return (len(self), *self.array.form.row_shape)
 
     @property
+    def ndim(self) -> int:
+        """How many axes `shape` has."""
+        return len(self.shape)
+
+    @property
     def dtype(self) -> np.dtype:
-        """Dtype as stored: uint8 pixels, float16 tokens."""
+        """Dtype as stored: uint8 pixels, float16 embeddings and tokens."""
         return self.array.form.dtype
 
     @property
@@ -70,8 +76,23 @@ class StoredRows:
         """Keys of the rows, (m, 16) uint8."""
         return self.array.keys[self._stored]
 
-    def __getitem__(self, which: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the payload of one row (an int) or of several (slice, positions or mask); each is checked."""
+    def take(self, positions: np.ndarray) -> StoredRows:
+        """Return some of these rows, (k,) positions among them, without reading them."""
+        return StoredRows(self.array, self._stored[positions], self.rows[positions], self.missing)
+
+    def dask(self, chunk_rows: int = 4096) -> Any:
+        """Return the rows as a dask array, read from the cache chunk by chunk where it is computed."""
+        import dask.array
+
+        return dask.array.from_array(self, chunks=(chunk_rows, *self.array.form.row_shape), name=False)
+
+    def __getitem__(self, which: int | slice | Sequence[int] | np.ndarray | tuple[Any, ...]) -> np.ndarray:
+        """Return the payload of one row (an int) or of several (slice, positions or mask); each is checked.
+
+        Of a tuple, as dask and NumPy give, the first part chooses rows and the others what is taken of each.
+        """
+        if isinstance(which, tuple):
+            return self[which[0]][(slice(None), *which[1:])]
         if isinstance(which, int | np.integer):
             return self.array.read(self._stored[which : which + 1] if which != -1 else self._stored[-1:])[0]
         return self.array.read(self._stored[which])

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from analysis import distances, space
 from engine.errors import UsageError
+from engine.features import StoredRows
 from jobs import measuring, opening, space_maps, study_scores, study_settings
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
@@ -101,7 +102,7 @@ def run(
     progress = progress or Progress()
     space_maps.check(config.map)
     with open_run("distances", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        material = measuring.prepare(config, record, progress, texts=config.texts)
+        material = measuring.prepare(config, record, progress, texts=config.texts, by_blocks=True)
         setting = _bare_setting(material, config.protocol)
         with record.step("distances") as step:
             study_scores.write_distances(material, [setting], config.protocol, record, config.replicates, config.seed)
@@ -168,7 +169,7 @@ def _of_one_space(
 ) -> list[tuple[str, Sequence[space.Measure]]]:
     """Return the multi-label distances and the shape of the images' space."""
     names, y = material.dataset.label_names, material.y[rows]
-    features, groups = material.features[rows], material.dataset.groups[rows]
+    features, groups = _chosen(material.features, rows), material.dataset.groups[rows]
     options = _options(config, material)
     options["normalize"] = config.protocol == "sound"
     several = [
@@ -203,14 +204,15 @@ def _likeness(
     )
     record.fail(report.failures)
     record.note(against={"id": encoder.id, "name": encoder.name, "description": encoder.description})
-    other = material.cache.features(material.dataset, encoder, "image")
+    other = material.cache.stored_features(material.dataset, encoder, "image")
     both, here, there = np.intersect1d(rows, other.rows, return_indices=True)
     del here
     # Neither measure changes with the length of vectors as a whole; lengths are kept under "paper" only.
     normalize = config.protocol == "sound"
-    x, y = material.features[both], other.values[there]
+    x = _chosen(material.features, both)
+    y: Any = other.take(there) if isinstance(x, StoredRows) else other[there].astype(np.float32)
     if normalize:
-        x, y = (each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-30) for each in (x, y))
+        x, y = (_unit(each) for each in (x, y))
     return space.space_similarity(x, y, material.dataset.groups[both], **_options(config, material))
 
 
@@ -222,15 +224,32 @@ def _modalities(
         material.dataset, material.encoder, ("text",), batch_size=config.batch_size, progress=progress
     )
     record.fail(report.failures)
-    texts = material.cache.features(material.dataset, material.encoder, "text")
+    texts = material.cache.stored_features(material.dataset, material.encoder, "text")
     both, _, there = np.intersect1d(rows, texts.rows, return_indices=True)
     if len(both) < 2:
         return []
-    images, groups = material.features[both], material.dataset.groups[both]
+    images, said, groups = _chosen(material.features, both), texts.take(there), material.dataset.groups[both]
     return [
-        space.modality_gap(images, texts.values[there], groups, **_options(config, material)),
-        space.pair_alignment(images, texts.values[there], groups, **_options(config, material)),
+        space.modality_gap(images, said, groups, **_options(config, material)),
+        space.pair_alignment(images, said, groups, **_options(config, material)),
     ]
+
+
+def _chosen(features: Any, rows: np.ndarray) -> Any:
+    """Return some embeddings, where they lie in the cache without reading them."""
+    if isinstance(features, StoredRows):
+        return features.take(rows)
+    return features if len(rows) == len(features) else features[rows]
+
+
+def _unit(rows: Any) -> Any:
+    """Return embeddings of length one, as a dask array where they lie in the cache."""
+
+    def scaled(block: np.ndarray) -> np.ndarray:
+        values = block.astype(np.float32)
+        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-30)
+
+    return rows.dask().map_blocks(scaled, dtype=np.float32) if isinstance(rows, StoredRows) else scaled(rows)
 
 
 def _options(config: Config, material: study_settings.Material) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,8 @@ from jobs.runs import RESULTS_FILE, Run
 log = logging.getLogger(__name__)
 
 UNJUDGED = "Labels that cannot be judged here: their figures mean nothing"
+# Bytes of embeddings up to which they are read at once.
+LARGE = 1 << 30
 
 
 class MeasureOptions(DatasetOptions, ModelOptions, CacheOptions):
@@ -84,10 +87,17 @@ class Measured:
         yield f"run: {self.folder}"
 
 
-def prepare(config: MeasureOptions, run: Run, progress: Progress, *, texts: bool = True) -> study_settings.Material:
+def prepare(
+    config: MeasureOptions, run: Run, progress: Progress, *, texts: bool = True, by_blocks: bool = False
+) -> study_settings.Material:
     """Open the data, load the encoder and bring the image embeddings, computing those that are missing.
 
-    `texts` tells whether the job may embed texts or prompts too: both towers' precision has to do then.
+    Parameters
+    ----------
+    texts : bool
+        Whether the job may embed texts or prompts too: both towers' precision has to do then.
+    by_blocks : bool
+        Above `LARGE` leave the embeddings in the cache: the material's are `engine.features.StoredRows` then.
 
     Raises
     ------
@@ -115,9 +125,14 @@ def prepare(config: MeasureOptions, run: Run, progress: Progress, *, texts: bool
         )
         step.items, step.reused, step.bytes = report.computed["image"], report.reused["image"], report.bytes
     run.fail(report.failures)
-    features = cache.features(dataset, encoder, "image")
-    kept = dataset.take(features.rows)
-    material = study_settings.Material(kept, encoder, features.values, features.keys, cache)
+    stored = cache.stored_features(dataset, encoder, "image")
+    kept = dataset.take(stored.rows)
+    # In memory they are float32.
+    large = by_blocks and 4 * math.prod(stored.shape) > LARGE
+    features: Any = stored if large else stored[:].astype(np.float32)
+    if large:
+        log.info("%s embeddings are read from the cache block by block", f"{len(stored):,}")
+    material = study_settings.Material(kept, encoder, features, stored.keys, cache)
     parts = {name: len(material.rows(name)) for name in ("train", "val", "test")}
     empty = [name for name, count in parts.items() if not count]
     if empty:

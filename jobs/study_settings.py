@@ -114,7 +114,7 @@ class Material:
         Only samples whose image was embedded, with their split.
     encoder : Encoder
     features : ndarray of float32, (n, d)
-        Un-normalised image embeddings.
+        Un-normalised image embeddings; in `jobs.distances` also `engine.features.StoredRows`, read when asked for.
     keys : ndarray of uint8, (n, 16)
         Of the images, as the index names them.
     cache : Cache

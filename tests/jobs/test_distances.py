@@ -1,5 +1,6 @@
 """`fluoro distances`: all measures recorded with intervals and nulls, against a second model and texts, with maps."""
 
+import tracemalloc
 import types
 
 import numpy as np
@@ -7,7 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis.distances import label_separation
+from analysis.space import rows
+from engine.arrays.keyed_array import KeyedArray
 from engine.errors import UsageError
+from engine.features import StoredRows
 from jobs import cli, distances, measuring
 from jobs.config import SplitOptions
 from jobs.study_settings import Material
@@ -51,6 +56,42 @@ def test_all_measures_are_recorded_and_nothing_is_silently_missing(measured):
     assert len(lines) == len(table) and set(lines["split"]) == {"all"}
     stored = pd.read_csv(measured.folder / "space.csv")
     np.testing.assert_allclose(stored["value"], table["value"], rtol=1e-5)
+
+
+def test_embeddings_left_in_the_cache__give_the_same_numbers_and_are_never_all_in_memory(
+    common, measured, tmp_path, monkeypatch
+):
+    kinds, kept = set(), measuring.prepare
+    monkeypatch.setattr(measuring, "LARGE", 0)
+    monkeypatch.setattr(
+        measuring, "prepare", lambda *given, **how: (found := kept(*given, **how), kinds.add(type(found.features)))[0]
+    )
+    other = measured.measures["section"][measured.measures["section"].str.startswith(distances.LIKENESS)].iloc[0]
+    config = distances.Config(**common, on="all", against=other.removeprefix(f"{distances.LIKENESS}: "), k=5)
+    found = distances.run(config, out=tmp_path / "run")
+    assert kinds == {StoredRows}
+    for column in ("value", "low", "high", "null", "p"):
+        np.testing.assert_allclose(found.measures[column], measured.measures[column], rtol=1e-5, atol=1e-6)
+
+
+def test_distances_of_rows_in_the_cache__hold_few_of_them_at_once(tmp_path, monkeypatch):
+    count, width = 4000, 512
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 256)
+    generator = np.random.default_rng(0)
+    array = KeyedArray.create(tmp_path, "image", "tiny-0123456789ab", (width,), {"id": "tiny-0123456789ab"})
+    keys = np.arange(1, count + 1).astype("<u8")[:, None].repeat(2, axis=1).view(np.uint8)
+    array.append(keys, generator.normal(size=(count, width)).astype(np.float16))
+    stored = StoredRows(array, np.arange(count), np.arange(count), np.array([]))
+    y, patients = generator.random((count, 2)) < 0.3, np.arange(count)
+    given = {"label_names": ("a", "b"), "replicates": 2, "permutations": 2}
+    expected = label_separation(stored[:].astype(np.float64), y, patients, **given)
+    for source in (stored, stored.dask(256)):
+        tracemalloc.start()
+        found = label_separation(source, y, patients, **given)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < count * width * 2  # what all rows take as they are stored
+        np.testing.assert_allclose([m.value for m in found], [m.value for m in expected], rtol=1e-9)
 
 
 def test_maps_are_pictures_with_their_places(measured):
