@@ -9,7 +9,6 @@ as damage: many patients have the same normal report; but who trains on texts sh
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,18 +19,13 @@ from pydantic import Field, field_validator
 from analysis import leaks
 from engine.cache import Cache
 from engine.dataset import Dataset
-from engine.encoder import Encoder
-from engine.errors import CacheError, UsageError
-from engine.index import Index, build_index, has_index, kinds, load_index, products
-from engine.sample_search import SampleSearch
+from engine.errors import UsageError
+from engine.index import kinds
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
-from jobs.progress import Progress, spoken_time
+from jobs.leak_search import leak_index, part_searches
+from jobs.progress import Progress
 
-log = logging.getLogger(__name__)
-
-# Exact search is what is done, unless it takes longer and there is another index.
-PATIENCE_SECONDS = 120.0
 PAIRS_SHOWN = 20
 TEXT_SHOWN = 60
 
@@ -144,8 +138,8 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
     split = kept.samples["split"].to_numpy(dtype=object)
     keys = np.array([key.tobytes().hex() for key in features.keys], dtype=object)
     same = leaks.identical_pairs(keys, split)
-    index = _index(cache, encoder, config, features.values.shape)
-    searches = _searches(features.keys, index, split)
+    index = leak_index(cache, encoder.id, config.how, features.values.shape)
+    searches = part_searches(index, features.keys, split)
     near = leaks.near_duplicates(features.values, split, config.threshold, searches=searches)
     # Two names of the same bytes are said once, as what they are: one of each part stands for its copies.
     near = near[keys[near["first"]] != keys[near["second"]]]
@@ -168,37 +162,6 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
         failures=report.failures,
         how=index.info.how,
     )
-
-
-def _index(cache: Cache, encoder: Encoder, config: Config, shape: tuple[int, ...]) -> Index:
-    """Return the index that is asked; CacheError for one that is behind, whose newest images would never be found."""
-    how = config.how
-    if how == "auto":
-        seconds, how = products.exact_seconds(shape[0], shape[1], shape[0] // 2), "exact"
-        if seconds > PATIENCE_SECONDS:
-            how = next((name for name in ("hnsw", "ivf", "pq") if has_index(cache, encoder.id, "image", name)), how)
-            advice = (
-                f"the {how} index is asked instead" if how != "exact" else "`fluoro index --how ivf` makes it faster"
-            )
-            log.info("exact search takes about %s here; %s", spoken_time(seconds), advice)
-    if how == "exact":
-        return build_index(cache, encoder.id, "image", "exact", save=False)
-    index = load_index(cache, encoder.id, "image", how)
-    if behind := index.behind(cache):
-        raise CacheError(
-            f"the {how} index of {encoder.id} is behind its cache by {behind:,} rows, whose copies it cannot find; "
-            f"`fluoro index --how {how}` adds them, --how exact needs none"
-        )
-    return index
-
-
-def _searches(keys: np.ndarray, index: Index, split: np.ndarray) -> dict[str, SampleSearch]:
-    """Return the search among each part's images; samples are numbered as their embeddings are."""
-    stored = index.array.find(keys)
-    return {
-        str(name): SampleSearch(index, stored[split == name], np.flatnonzero(split == name))
-        for name in set(split) - {""}
-    }
 
 
 def _texts(dataset: Dataset) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from engine.splits import SPLITS
 from engine.tables import offer
 from jobs import config as configs
 from jobs import runs
+from jobs.leak_search import leak_index, part_searches
 from jobs.study_records import number, sentence_rows
 from jobs.study_settings import Material, Setting
 
@@ -321,11 +322,17 @@ def write_split(material: Material, section: LeakSection, run: runs.Run) -> None
         return
     dataset, split = material.dataset, material.split
     ids = dataset.ids
+    index = leak_index(material.cache, material.encoder.id, "auto", material.features.shape)
+    searches = part_searches(index, material.keys, split)
+    keys = np.array([key.tobytes().hex() for key in material.keys], dtype=object)
+    near = leaks.near_duplicates(material.features, split, section.threshold, searches=searches)
+    # The same bytes are said once, as what they are.
+    near = near[keys[near["first"]] != keys[near["second"]]]
     found = [
         leaks.name_pairs(pairs, kind, ids, dataset.groups, split)
         for kind, pairs in (
-            ("identical image", leaks.identical_pairs(np.array([key.tobytes().hex() for key in material.keys]), split)),
-            ("near-duplicate image", leaks.near_duplicates(material.features, split, section.threshold)),
+            ("identical image", leaks.identical_pairs(keys, split)),
+            ("near-duplicate image", near),
             (
                 "identical text",
                 leaks.identical_pairs(np.array([leaks.plain_text(text) for text in dataset.samples["text"]]), split),
@@ -336,7 +343,10 @@ def write_split(material: Material, section: LeakSection, run: runs.Run) -> None
     table.to_csv(run.path("leaks.csv"), index=False)
     counts = {str(kind): int(count) for kind, count in table["kind"].value_counts().items()}
     run.record_all([{"kind": "leak", "metric": kind, "value": count} for kind, count in counts.items()])
-    run.record_all(sentence_rows("data", [verdicts.leak_sentence(counts, section.threshold)]))
+    said = verdicts.leak_sentence(counts, section.threshold)
+    if index.info.how != "exact":
+        said += f" Near-duplicates were looked for with the {index.info.how} index, which may miss some."
+    run.record_all(sentence_rows("data", [said]))
 
 
 def _distinct(settings: Sequence[Setting]) -> list[Setting]:
