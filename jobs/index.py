@@ -16,14 +16,36 @@ from pydantic import Field, field_validator
 from engine.cache import Cache
 from engine.errors import UsageError
 from engine.index import build_index, kinds, products, update_index
+from engine.precision import load_for
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_time
 
 
-class Config(CacheOptions):
-    """What `fluoro index` needs."""
+class EncoderChoice(CacheOptions):
+    """Fields shared by the verbs that need an encoder's rows and not the encoder."""
 
     encoder: str | None = Field(None, description="encoder id; may be left out where the cache has one only")
+    model: str | None = Field(None, description="or the model whose rows they are; it is loaded to tell its id")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the model")
+    decoder: Literal["exact", "fast"] = Field("exact", description="of the model")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    def encoder_id(self, cache: Cache, kind: str) -> str:
+        """Return the encoder's id; UsageError where it is not to be known, or named twice."""
+        if self.model is None:
+            return self.encoder or only_encoder(cache, kind)
+        # Nothing is embedded, so there is nothing whose precision must be compared first.
+        found = load_for(
+            self.model, self.cache, device=self.device, precision=self.precision, decoder=self.decoder, check=False
+        ).id
+        if self.encoder not in (None, found):
+            raise UsageError(f"--model {self.model!r} is encoder {found}, not {self.encoder}; name one of the two")
+        return found
+
+
+class Config(EncoderChoice):
+    """What `fluoro index` needs."""
+
     kind: Literal["image", "text"] = Field("image", description="which embeddings")
     how: str = Field("exact", description="exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64np")
     seed: int = Field(0, description="of the random rows that it is trained on")
@@ -94,7 +116,7 @@ def run(config: Config, *, progress: Progress | None = None) -> Built:
         It has no rows of it.
     """
     progress, cache, start = progress or Progress(), Cache(config.cache), time.perf_counter()
-    encoder = config.encoder or only_encoder(cache, config.kind)
+    encoder = config.encoder_id(cache, config.kind)
     with progress.step(f"index {config.kind} rows"):
         if config.rebuild:
             index = build_index(cache, encoder, config.kind, config.how, seed=config.seed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,24 +25,35 @@ from engine.errors import CacheError, UsageError
 from engine.index import Index, build_index, load_index
 from engine.index.kinds import check_kind
 from jobs import opening
-from jobs.config import CacheOptions
-from jobs.index import only_encoder
+from jobs.index import EncoderChoice
 from jobs.progress import Progress
 
 KS = (1, 10, 100)
 PAIR_KS = (1, 5, 10)
 
 
-class Config(CacheOptions):
+class Config(EncoderChoice):
     """What `fluoro index check` needs."""
 
-    encoder: str | None = Field(None, description="encoder id; may be left out where the cache has one only")
     kind: Literal["image", "text"] = Field("image", description="which embeddings")
     how: str = Field("exact", description="kind of index")
+    k: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="neighbours at which recall and precision are taken; 1, 10, 100 and 1, 5, 10 unless given"
+    )
     queries: int = Field(1000, ge=1, description="queries of each kind, drawn at random")
     dataset: str | None = Field(None, description="data set whose texts and labels tell what is right")
     data: dict = Field(default_factory=dict, description="options of the data set, such as labels or boxes")
     seed: int = Field(0, description="of the queries that are drawn")
+
+    @property
+    def against_exact(self) -> tuple[int, ...]:
+        """At how many neighbours recall against exact search is taken."""
+        return tuple(sorted(set(self.k))) or KS
+
+    @property
+    def against_truth(self) -> tuple[int, ...]:
+        """At how many neighbours texts and labels are looked for."""
+        return tuple(sorted(set(self.k))) or PAIR_KS
 
     @field_validator("how")
     @classmethod
@@ -109,7 +120,7 @@ def run(config: Config, *, progress: Progress | None = None) -> Checked:
         There is no such index, or it does not fit the cache; nothing is embedded.
     """
     progress, cache = progress or Progress(), Cache(config.cache)
-    encoder = config.encoder or only_encoder(cache, config.kind)
+    encoder = config.encoder_id(cache, config.kind)
     if config.how == "exact":
         index = build_index(cache, encoder, config.kind, "exact", save=False)
     else:
@@ -137,13 +148,14 @@ def _recall(cache: Cache, encoder: str, config: Config, index: Index) -> pd.Data
         source = index.array if own else cache.array(kind, encoder)
         drawn = _drawn(min(len(source), len(index)) if own else len(source), config.queries, config.seed)
         queries = source.read(drawn).astype(np.float32)
-        most = min(KS[-1], len(index)) + own
+        ks = config.against_exact
+        most = min(ks[-1], len(index)) + own
         found, seconds = _timed(index, queries, most)
         truth, exact_seconds = _timed(exact, queries, most)
         if own:
             found, truth = _without(found, drawn), _without(truth, drawn)
-        shares = retrieval_scores.recall_against(found, truth, KS)
-        named = {f"recall@{k}": share for k, share in zip(KS, shares.tolist(), strict=True)}
+        shares = retrieval_scores.recall_against(found, truth, ks)
+        named = {f"recall@{k}": share for k, share in zip(ks, shares.tolist(), strict=True)}
         rows.append(
             {
                 "queries": f"{kind} rows",
@@ -172,7 +184,7 @@ def _pairs(cache: Cache, encoder: str, dataset: Dataset, config: Config) -> pd.D
         searched = build_index(cache, encoder, kind, "exact", save=False)
         stored = searched.array.find(images.keys[at_image] if kind == "image" else texts.keys[at_text])
         among = np.unique(stored)
-        hits = searched.search_rows(vectors[drawn], min(PAIR_KS[-1], len(among)), among=among)[1]
+        hits = searched.search_rows(vectors[drawn], min(config.against_truth[-1], len(among)), among=among)[1]
         # An image that several samples share has the texts of all of them.
         partners = pd.DataFrame({"row": stored, "text": text_keys}).groupby("row")["text"].agg(set)
         right = np.array(
@@ -181,7 +193,7 @@ def _pairs(cache: Cache, encoder: str, dataset: Dataset, config: Config) -> pd.D
                 for query, found in zip(drawn.tolist(), hits.tolist(), strict=True)
             ]
         )
-        shares = {f"recall@{k}": float(right[:, :k].any(axis=1).mean()) for k in PAIR_KS}
+        shares = {f"recall@{k}": float(right[:, :k].any(axis=1).mean()) for k in config.against_truth}
         rows.append({"direction": direction, "queries": len(drawn), "items": len(among), **shares})
     return pd.DataFrame(rows)
 
@@ -195,10 +207,10 @@ def _labels(cache: Cache, encoder: str, dataset: Dataset, config: Config) -> pd.
         return pd.DataFrame()
     truth = dataset.labels[features.rows] > 0
     groups, asked = dataset.groups[features.rows], _drawn(len(features), config.queries, config.seed)
-    hits = retrieval_scores.image_to_image(features.values, truth, PAIR_KS, groups=groups, queries=asked)
+    hits = retrieval_scores.image_to_image(features.values, truth, config.against_truth, groups=groups, queries=asked)
     ranking = retrieval_scores.label_ranking(features.values, truth, groups=groups, queries=asked)
     table = pd.DataFrame({"label": dataset.label_names, "queries": hits.queries})
-    for place, k in enumerate(PAIR_KS):
+    for place, k in enumerate(config.against_truth):
         table[f"precision@{k}"] = hits.precision[:, place]
     table["map"], table["chance"] = ranking.average_precision, ranking.chance
     mean = {name: table[name].mean() for name in table.columns if name not in ("label", "queries")}

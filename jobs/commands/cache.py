@@ -170,6 +170,7 @@ HOW = "exact, ivf, hnsw, pq or a FAISS factory string such as IVF1024,PQ64np."
 
 @verb("index", "jobs.index")
 @options.cache
+@options.model
 @click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")
 @click.option("--kind", type=click.Choice(["image", "text"]), help="Which embeddings. [image]")
 @click.option("--how", metavar="KIND", help=f"{HOW} [exact]")
@@ -185,9 +186,11 @@ def index(**given: Any) -> dict[str, Any]:
 
 @verb("index check", "jobs.index_check")
 @options.cache
+@options.model
 @click.option("--encoder", metavar="ID", help="Encoder id, as 'fluoro cache ls' prints it.")
 @click.option("--kind", type=click.Choice(["image", "text"]), help="Which embeddings. [image]")
 @click.option("--how", metavar="KIND", help="Kind of the index, as it was built. [exact]")
+@click.option("-k", "k", multiple=True, type=int, metavar="K", help="Neighbours; may be repeated. [1, 10, 100]")
 @click.option("--queries", type=int, metavar="N", help="Queries of each kind, drawn at random. [1000]")
 @click.option("--dataset", metavar="DATASET", help="Its texts and labels tell what is right.")
 @options.data

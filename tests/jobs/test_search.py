@@ -13,6 +13,7 @@ from PIL import Image
 from analysis.heads import LinearHead
 from engine.cache import Cache
 from engine.errors import CacheError, DataError, FluoroscopeError, ModelError, UsageError
+from engine.sources import open_dataset
 from jobs import embed, index, index_check, search
 from jobs.cli import fluoro
 from jobs.config import load_config
@@ -292,6 +293,42 @@ def test_check__recall_pairs_and_labels(place):
     assert labels.loc["Effusion", "queries"] == COUNT / 3 and 0 < labels.loc["(mean)", "map"] <= 1
     with pytest.raises(CacheError, match=r"no index .*--how hnsw"):
         index_check.run(index_check.Config(cache=place / "cache", how="hnsw"))
+
+
+def test_check__pairs_are_those_of_a_loop_over_all_cosines(place):
+    """Three texts for 24 images: any image of a text counts, and an image finds its text under any of its names."""
+    config = {"dataset": base(place)["dataset"], "data": base(place)["data"]}
+    done = index_check.run(index_check.Config(cache=place / "cache", k=[2, 1], **config))
+    dataset, cache = open_dataset(config["dataset"], **config["data"]), Cache(place / "cache")
+    (encoder,) = {name for _, name in cache.arrays()}
+    images, texts = (cache.features(dataset, encoder, kind).values.astype(np.float64) for kind in ("image", "text"))
+    words = dataset.samples["text"].to_numpy()
+    first = [int(np.flatnonzero(words == word)[0]) for word in sorted(set(words))]
+    unit = {"image": images / np.linalg.norm(images, axis=1, keepdims=True),
+            "text": texts[first] / np.linalg.norm(texts[first], axis=1, keepdims=True)}  # fmt: skip
+    found = {"text to image": {1: [], 2: []}, "image to text": {1: [], 2: []}}
+    for sample in range(COUNT):
+        own = texts[sample] / np.linalg.norm(texts[sample])
+        by_text, by_image = np.argsort(-(unit["image"] @ own)), np.argsort(-(unit["text"] @ unit["image"][sample]))
+        for k in (1, 2):
+            found["text to image"][k].append(words[sample] in words[by_text[:k]])
+            found["image to text"][k].append(words[sample] in np.array(sorted(set(words)))[by_image[:k]])
+    table = done.pairs.set_index("direction")
+    assert list(table.columns) == ["queries", "items", "recall@1", "recall@2"]
+    assert table["items"].to_dict() == {"text to image": COUNT, "image to text": 3}
+    for direction, by_k in found.items():
+        for k, hits in by_k.items():
+            assert table.loc[direction, f"recall@{k}"] == pytest.approx(np.mean(hits)), (direction, k)
+    # Neither all nor nothing, or a mistake could not show.
+    assert 0 < table.loc["image to text", "recall@1"] < 1 and 0 < table.loc["text to image", "recall@1"] < 1
+
+
+def test_check__takes_a_model_for_its_encoder(place):
+    model = {name: base(place)[name] for name in ("model", "device", "cache")}
+    named = index_check.run(index_check.Config(**model))
+    assert named.encoder == index_check.run(index_check.Config(cache=place / "cache")).encoder
+    with pytest.raises(UsageError, match=f"is encoder {named.encoder}, not other-fp32-000000000000"):
+        index.run(index.Config(**model, encoder="other-fp32-000000000000"))
 
 
 def test_check__an_index_that_misses_rows_has_a_lower_recall(place, monkeypatch):
