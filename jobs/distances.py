@@ -3,7 +3,7 @@
 Comes in: a data set, a model, optionally a second model. Goes out: on the samples of one split, the study's inter,
 intra and ratio, forms of them that fit several labels, the shape of the space (silhouette, neighbours, hubs, uniformity
 ...), likeness to the second model's space, the gap between images and texts, each with an interval by patient and
-beside what permuted labels or pairs give; and maps as pictures. ``protocol: paper`` takes embeddings as they are,
+beside its null (docs/verbs.md says which); and maps as pictures. ``protocol: paper`` takes embeddings as they are,
 ``sound`` brings them to length one.
 """
 

@@ -24,7 +24,8 @@ for two empty sets). Pairs with the same set (J = 1), with some labels in common
 distances "rms_same", "rms_partial" and "rms_disjoint"; "overlap_contrast" is 1 - (rms_same / rms_disjoint)^2, the share
 of the squared distance between unlike samples that is missing between like ones; "overlap_slope" is minus the slope of
 a straight line of squared distance over J across all pairs, over the mean squared distance: it uses partial overlaps
-too. Both are 0 on average if labels mean nothing.
+too. Both are 0 on average if labels mean nothing. An effect brings pairs that share labels nearer: "rms_same" and
+"rms_partial" are tested towards less, the others towards more.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from engine.errors import DataError
 
 _OVERLAP: tuple[tuple[str, Better], ...] = (
     ("rms_same", "lower"),
-    ("rms_partial", ""),
+    ("rms_partial", "lower"),
     ("rms_disjoint", "higher"),
     ("overlap_contrast", "higher"),
     ("overlap_slope", "higher"),

@@ -110,6 +110,10 @@ def test_overlap__equals_brute_force_with_interval_and_null():
     ends = np.percentile(drawn[1:], [2.5, 97.5], axis=0)
     np.testing.assert_allclose([[m.low for m in found], [m.high for m in found]], ends, rtol=1e-6)
     np.testing.assert_allclose([m.null for m in found], np.mean(null, axis=0), rtol=1e-5, atol=1e-7)
+    # Towards less for pairs that share labels, towards more for the rest; the value counts in.
+    side = np.array([-1, -1, 1, 1, 1])
+    reached = 1 + (side * np.array(null) >= side * drawn[0] - 1e-9).sum(axis=0)
+    np.testing.assert_allclose([m.p for m in found], reached / 7)
     blocks = dask.array.from_array(features, chunks=(9, 5))
     again = distances.overlap_distances(blocks, y, groups, **options)
     np.testing.assert_allclose([m.low for m in again], [m.low for m in found], rtol=1e-9)
