@@ -17,6 +17,7 @@ import pandas as pd
 
 from engine.errors import DataError, UsageError
 
+RUNS_OF = "`fluoro study`, `zeroshot`, `probe` and `finetune`"
 RESULT_COLUMNS = (
     "kind",
     "protocol",
@@ -143,11 +144,11 @@ def read_run(folder: str | Path) -> RunRecord:
         If a file in it cannot be parsed; the message names file and line.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; give the folder of a run, such as {RUNS_OF} write")
     for needed in ("results.jsonl", "provenance.json"):
         if not (folder / needed).is_file():
-            raise UsageError(
-                f"{folder} is not a finished run: it has no {needed}; give a folder that `fluoro study` wrote"
-            )
+            raise UsageError(f"{folder} is not a finished run: it has no {needed}; give a folder that {RUNS_OF} wrote")
     return RunRecord(
         folder=folder,
         provenance=_read_json(folder / "provenance.json", {}),

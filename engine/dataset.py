@@ -56,6 +56,10 @@ class BulkReader(Reader, Protocol):
         """
 
 
+# Letters of a schema that an error still repeats; a table's with its options has some hundred.
+LONGEST_SHOWN = 80
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Samples in the order of their source.
@@ -112,6 +116,11 @@ class Dataset:
         return len(self.samples)
 
     @property
+    def called(self) -> str:
+        """What errors call it: its schema in quotes, or its name where the schema is long."""
+        return repr(self.schema if len(self.schema) <= LONGEST_SHOWN else self.name)
+
+    @property
     def ids(self) -> np.ndarray:
         """Sample ids, (n,) object."""
         return self.samples["id"].to_numpy(dtype=object)
@@ -129,14 +138,14 @@ class Dataset:
 
             near = difflib.get_close_matches(sample_id, [str(value) for value in self.ids[:20000]], n=3)
             raise UsageError(
-                f"no sample {sample_id!r} in {self.schema!r}" + (f"; nearest: {', '.join(near)}" if near else "")
+                f"no sample {sample_id!r} in {self.called}" + (f"; nearest: {', '.join(near)}" if near else "")
             )
         return int(found[0])
 
     def label_position(self, label: str) -> int:
         """Return the column of a label; UsageError with the known names where there is none."""
         if label not in self.label_names:
-            raise UsageError(f"unknown label {label!r} in {self.schema!r}; known: {', '.join(self.label_names)}")
+            raise UsageError(f"unknown label {label!r} in {self.called}; known: {', '.join(self.label_names)}")
         return self.label_names.index(label)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Dataset:

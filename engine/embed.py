@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,14 @@ TEXTS_A_BATCH = 512
 Failure = tuple[int, str, str]
 
 
+class Doubles(NamedTuple):
+    """How many samples have the content of an earlier one, and the ids of the first two of one content ("" without)."""
+
+    samples: int
+    first: str = ""
+    second: str = ""
+
+
 @dataclass(frozen=True)
 class EmbedReport:
     """What `Cache.embed` did.
@@ -65,6 +73,8 @@ class EmbedReport:
         Seconds the driving thread spent waiting for "decode", in "encode" and in "store"; the largest is the limit.
     bytes : int
         Payload bytes added to the cache.
+    doubles : dict of str to Doubles
+        Samples that have the content of an earlier one, for "image" and "text", as far as they were asked for.
     """
 
     computed: dict[str, int]
@@ -74,6 +84,7 @@ class EmbedReport:
     seconds: float
     waits: dict[str, float]
     bytes: int
+    doubles: dict[str, Doubles] = field(default_factory=dict)
 
 
 def embed_dataset(
@@ -122,6 +133,7 @@ def embed_dataset(
         seconds=time.perf_counter() - start,
         waits=tally.seconds,
         bytes=sum(tally.computed[what] * buffer.row_bytes for what, buffer in work.buffers().items()),
+        doubles={kind: _doubles(dataset, keys, {at for at, _, _ in failed}) for kind, keys in job.keys.items()},
     )
 
 
@@ -140,6 +152,8 @@ class _Job:
         self._sample_keys, self._dataset, self._encoder = sample_keys, dataset, encoder
         self._tally, self._progress, self._cluster = tally, progress, cluster
         self._told = False
+        # What was asked for: keys by kind, zeros where there is nothing.
+        self.keys: dict[str, np.ndarray] = {}
 
     def _tell(self, plan: Plan) -> None:
         """Say how the job computes, once, where it begins."""
@@ -178,6 +192,7 @@ class _Job:
         self._sample_keys.remember(self._dataset, scan)
         for buffer in work.buffers().values():
             buffer.finish()
+        self.keys["image"] = scan.keys
         failed = [(position, *failure) for position, failure in self._tally.failed_positions.items()]
         return failed + self._failed_contents(scan.keys, scan.known)
 
@@ -249,6 +264,7 @@ class _Job:
         """Compute the texts that have no row yet, each once, in their order; return failures by position."""
         self._tally.failed_keys.clear()
         keys = self._sample_keys.of_texts(self._dataset)
+        self.keys["text"] = keys
         there: np.ndarray = np.asarray(keys.any(axis=1))
         positions = np.flatnonzero(there)
         first = positions[first_occurrences(keys[positions])]
@@ -341,6 +357,17 @@ def _failure_table(dataset: Dataset, failed: Sequence[tuple[int, str, str]]) -> 
     samples = dataset.samples.iloc[[position for position, _, _ in ordered]]
     rows = zip(samples["id"], samples["uri"], ordered, strict=True)
     return pd.DataFrame([(sample, uri, what, why) for sample, uri, (_, what, why) in rows], columns=FAILURE_COLUMNS)
+
+
+def _doubles(dataset: Dataset, keys: np.ndarray, failed: set[int]) -> Doubles:
+    having = np.asarray(keys.any(axis=1))
+    having[list(failed)] = False
+    there = np.flatnonzero(having)
+    again = np.setdiff1d(there, there[first_occurrences(keys[there])])
+    if not len(again):
+        return Doubles(0)
+    first = there[(keys[there] == keys[again[0]]).all(axis=1)][0]
+    return Doubles(len(again), str(dataset.ids[first]), str(dataset.ids[again[0]]))
 
 
 def _reused(dataset: Dataset, products: Sequence[Product], tally: Tally, failures: pd.DataFrame) -> dict[str, int]:

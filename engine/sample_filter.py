@@ -57,7 +57,7 @@ def matching(dataset: Dataset, conditions: Sequence[str]) -> np.ndarray:
         passing &= one
     if conditions and not passing.any():
         raise UsageError(
-            f"no sample of {dataset.schema!r} passes the filter ({'; '.join(counts)} of {len(dataset):,} samples by "
+            f"no sample of {dataset.called} passes the filter ({'; '.join(counts)} of {len(dataset):,} samples by "
             "itself); leave out a condition"
         )
     return passing
@@ -73,7 +73,7 @@ def _matching(dataset: Dataset, condition: str) -> np.ndarray:
     column, sign, value = parts["column"], parts["sign"], parts["value"]
     if column not in dataset.samples.columns:
         known = [*map(str, dataset.samples.columns), *(f"label:{name}" for name in dataset.label_names)]
-        raise UsageError(f"{dataset.schema!r} has no column {column!r} to filter by; {offer(column, known)}")
+        raise UsageError(f"{dataset.called} has no column {column!r} to filter by; {offer(column, known)}")
     values = dataset.samples[column]
     if sign in ORDERS:
         return _ordered(values, sign, value, condition)
@@ -82,7 +82,7 @@ def _matching(dataset: Dataset, condition: str) -> np.ndarray:
 
 def _labelled(dataset: Dataset, name: str) -> np.ndarray:
     if name not in dataset.label_names:
-        raise UsageError(f"{dataset.schema!r} has no label {name!r} to filter by; {offer(name, dataset.label_names)}")
+        raise UsageError(f"{dataset.called} has no label {name!r} to filter by; {offer(name, dataset.label_names)}")
     return dataset.labels[:, dataset.label_names.index(name)] > 0
 
 

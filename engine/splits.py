@@ -80,10 +80,10 @@ def given(dataset: Dataset) -> np.ndarray:
     """
     split = dataset.samples["split"].to_numpy(dtype=object)
     if not (split != "").any():
-        raise DataError(f"{dataset.schema!r} brings no split; name its split column, or split by group (how='grouped')")
+        raise DataError(f"{dataset.called} brings no split; name its split column, or split by group (how='grouped')")
     unknown = sorted(set(split) - {*SPLITS, ""})
     if unknown:
-        raise DataError(f"{dataset.schema!r} has the split {unknown[0]!r}; known are {', '.join(SPLITS)} and blank")
+        raise DataError(f"{dataset.called} has the split {unknown[0]!r}; known are {', '.join(SPLITS)} and blank")
     check_split(dataset.groups, split)
     return split
 

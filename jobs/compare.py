@@ -27,6 +27,8 @@ from jobs.metric_tables import overall_table
 
 METRICS = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro")
 IDS_SHOWN = 3
+# Verbs whose runs never keep scores, whatever their version.
+UNSCORED = ("distances", "cam", "cam-check", "cam-sweep", "embed")
 
 
 class Config(JobConfig):
@@ -147,6 +149,12 @@ def _entries(records: list[RunRecord], protocol: str | None) -> list[_Entry]:
     for record in records:
         scores = record.scores
         if scores is None:
+            verb = str(record.provenance.get("verb", ""))
+            if verb in UNSCORED:
+                raise UsageError(
+                    f"{record.folder} is a run of `fluoro {verb.replace('-', ' ')}`, which scores no samples; give "
+                    "runs of study, zeroshot, probe or finetune"
+                )
             raise UsageError(
                 f"{record.folder} kept no scores (scores.npz); run it again with this version, or give another run"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from engine.cache import Cache
 from engine.cluster import Cluster, start_cluster
+from engine.embed import Doubles
 from engine.errors import FluoroscopeError
 from engine.row_buffer import COMMIT_SECONDS
 from jobs import opening
@@ -73,6 +74,8 @@ class Embedded:
         Seconds spent waiting for "decode", in "encode" and in "store".
     folder : Path
         The run's record.
+    doubles : dict of str to Doubles
+        Samples with the content of another; see `engine.embed.EmbedReport`.
     """
 
     encoder: str
@@ -85,12 +88,19 @@ class Embedded:
     bytes: int
     waits: dict[str, float]
     folder: Path
+    doubles: dict[str, Doubles] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """Return what was done as sentences."""
         yield f"encoder {self.encoder}"
         for what, count in self.computed.items():
-            yield f"{what}: {count:,} computed, {self.reused[what]:,} there already"
+            kind = "text" if what == "text" else "image"
+            double = self.doubles.get(kind, Doubles(0))
+            said = f"{what}: {count:,} computed, {max(self.reused[what] - double.samples, 0):,} there already"
+            if double.samples:
+                same = "words" if kind == "text" else "bytes"
+                said += f", {double.samples:,} with the same {same} as another ({double.second} and {double.first})"
+            yield said
         spent = f"in {spoken_time(self.seconds)}, {self.opened:,} images read"
         rate = sum(self.computed.values()) / self.seconds if self.seconds > 0 else 0.0
         if any(self.computed.values()):
@@ -172,6 +182,7 @@ def run(
         report.bytes,
         report.waits,
         record.folder,
+        report.doubles,
     )
 
 

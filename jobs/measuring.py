@@ -107,7 +107,7 @@ def prepare(
     with run.step("open data") as step:
         dataset = opening.open_data(config)
         if not dataset.label_names:
-            raise DataError(f"{config.dataset!r} has no labels; name them, such as --data labels=[Pneumonia,Edema]")
+            raise DataError(f"{dataset.called} has no labels; name them, such as --data labels=[Pneumonia,Edema]")
         dataset = opening.split_data(dataset, config.split)
         step.items = len(dataset)
     with run.step("load model"):
@@ -137,7 +137,7 @@ def prepare(
     empty = [name for name, count in parts.items() if not count]
     if empty:
         raise DataError(
-            f"{config.dataset!r} has no embedded sample in {' and '.join(empty)} (split {config.split.how!r}); "
+            f"{dataset.called} has no embedded sample in {' and '.join(empty)} (split {config.split.how!r}); "
             "choose another split, such as --split grouped"
         )
     run.note(

@@ -84,7 +84,10 @@ class Config(DatasetOptions, ModelOptions, CacheOptions):
         if self.label and self.head is None:
             raise ValueError("--label names a label of a head; give --head FILE, or filter with --where label:NAME")
         if not (self.text or self.image or self.id or self.vector or self.text_file or self.id_file or self.head):
-            raise ValueError("nothing to search by; give --text, --image or --id, each as often as wanted")
+            raise ValueError(
+                "nothing to search by; give --text, --image, --id, --vector, --text-file or --id-file, each as often "
+                "as wanted, or --head with --label"
+            )
         if not all(text.strip() for text in [*self.text, *self.minus_text]):
             raise ValueError("an empty text cannot be searched by")
         return self
@@ -154,7 +157,8 @@ class Found:
             yield self.note
         yield f"searched {self.searched:,} {self.kind}s by {self.encoder} ({self.how})"
         if self.missing:
-            yield f"{self.missing:,} samples have no {self.kind} embedding and cannot be found: `fluoro embed` adds it"
+            adding = f"`fluoro embed --what {self.kind}` adds it"
+            yield f"{self.missing:,} samples have no {self.kind} embedding and cannot be found: {adding}"
         if self.behind:
             yield f"the index is behind by {self.behind:,} rows of the cache: `fluoro index` adds them"
         for path in self.files or ():
@@ -176,8 +180,8 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     CacheError
         Nothing is embedded, or there is no such index.
     UsageError
-        An unknown sample, column, label or value, a sample without an embedding, a file of queries that is empty or
-        does not fit, or conditions that no sample passes.
+        A data set without images or texts to search among, an unknown sample, column, label or value, a sample without
+        an embedding, a file of queries that is empty or does not fit, or conditions that no sample passes.
     ModelError
         A head that cannot be read, has no weights on the embedding, or is of another encoder.
     ImageError
@@ -188,6 +192,7 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     asked = Asked([*config.text, *texts], config.image, [*config.id, *ids], config.vector)
     unwanted = Asked(config.minus_text, config.minus_image, config.minus_id)
     cache, dataset = Cache(config.cache), opening.open_data(config)
+    _check_content(dataset, config.kind)
     passing = sample_filter.matching(dataset, config.where)
     groups = _groups(dataset, config.one_per)
     if encoder is None:
@@ -204,10 +209,14 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
     stored, positions, missing = align(dataset, keys, index.array)
     wanted = passing[positions]
     if not wanted.any():
+        content = dataset.samples["uri" if config.kind == "image" else "text"].to_numpy(dtype=object)
+        advice = f"`fluoro embed --what {config.kind}` adds them"
+        if not (content[passing] != "").any():
+            advice = f"none of them has a{'n' if config.kind == 'image' else ''} {config.kind}"
         filtered = f" that pass the filter ({'; '.join(config.where)})" if config.where else ""
         raise CacheError(
-            f"none of the {int(passing.sum()):,} samples of {dataset.schema!r}{filtered} has its {config.kind} "
-            f"embedding by {encoder.id} in {config.cache}; `fluoro embed` adds them"
+            f"none of the {int(passing.sum()):,} samples of {dataset.called}{filtered} has its {config.kind} "
+            f"embedding by {encoder.id} in {config.cache}; {advice}"
         )
     search = SampleSearch(index, stored[wanted], positions[wanted], groups)
     hits = search.search(queries.vectors, config.k, queries.own if config.exclude_self else None)
@@ -240,13 +249,24 @@ def _directions(config: Config, encoder: Encoder) -> tuple[dict[str, np.ndarray]
     )
 
 
+def _check_content(dataset: Dataset, kind: str) -> None:
+    """Raise UsageError where no sample has what is searched among, which embedding cannot change."""
+    if (dataset.samples["uri" if kind == "image" else "text"] != "").any():
+        return
+    other, how = ("text", "images") if kind == "image" else ("image", "texts")
+    named = ""
+    if dataset.schema.startswith("table:"):
+        named = f"name its column, such as --data {kind}=COLUMN, or "
+    raise UsageError(f"{dataset.called} has no {how} to search among; {named}search --kind {other}")
+
+
 def _groups(dataset: Dataset, column: str | None) -> np.ndarray | None:
     """Return the values of which each is found once; blank ones count as different from one another."""
     if column is None:
         return None
     if column not in dataset.samples.columns:
         near = offer(column, map(str, dataset.samples.columns))
-        raise UsageError(f"{dataset.schema!r} has no column {column!r} to find one of each; {near}")
+        raise UsageError(f"{dataset.called} has no column {column!r} to find one of each; {near}")
     values = dataset.samples[column].astype(str).to_numpy(dtype=object)
     blank = values == ""
     values[blank] = np.char.add("\0", np.flatnonzero(blank).astype(str))

@@ -253,7 +253,7 @@ def _embed(
             record.fail(done.failures)
             if "image" in what and not step.items and not step.reused:
                 place = record.folder / "failures.csv"
-                raise DataError(f"no image of {dataset.schema!r} could be embedded; {place} has the reason of each")
+                raise DataError(f"no image of {dataset.called} could be embedded; {place} has the reason of each")
     features = cache.features(dataset, encoder, "image")
     kept = dataset.take(features.rows)
     return study_settings.Material(kept, encoder, features.values, features.keys, cache)

@@ -71,7 +71,7 @@ def captions(material: Material, recipe: FinetuneConfig) -> Captions | None:
     found = Captions.of(material.dataset.samples["text"].tolist())
     if not found.texts:
         raise DataError(
-            f"{material.dataset.schema!r} has no texts, so images cannot be held against them; take an objective of "
+            f"{material.dataset.called} has no texts, so images cannot be held against them; take an objective of "
             "labels, such as bce, and contrastive_weight 0"
         )
     if recipe.text_trainable:

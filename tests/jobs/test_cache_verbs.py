@@ -17,6 +17,7 @@ from engine import plan, precision
 from engine.cache import Cache
 from engine.encoder import Encoder
 from engine.errors import CacheError, UsageError
+from engine.sources import open_dataset
 from jobs import cache as cache_verbs
 from jobs import embed, index, search
 from jobs.config import load_config
@@ -68,7 +69,7 @@ def ids_of(answer: search.Answer) -> list[str]:
     return [hit["id"] for hit in answer.hits]
 
 
-def test_embed__says_what_it_did_and_keeps_a_record(cached):
+def test_embed__says_what_it_did_and_keeps_a_record(cached, folder):
     cache, done = cached
     assert done.computed == {"image": 12, "text": 3} and done.reused == {"image": 1, "text": 1}
     assert done.failures["uri"].tolist() == ["effusion/broken.png"]
@@ -79,7 +80,13 @@ def test_embed__says_what_it_did_and_keeps_a_record(cached):
     assert "compiling pays in bf16" in kept["compiled_reason"]
     assert pd.read_csv(done.folder / "failures.csv")["what"].tolist() == ["image"]
     said = "\n".join(done.lines())
-    assert "image: 12 computed, 1 there already" in said and done.encoder in said
+    # Nothing was there before: one image is a copy, and of four texts two are the same.
+    assert "image: 12 computed, 0 there already, 1 with the same bytes as another (" in said and done.encoder in said
+    assert "text: 3 computed, 0 there already, 1 with the same words as another (" in said
+    copy = done.doubles["image"]
+    samples = open_dataset(f"folder:{folder}").samples.set_index("id")
+    first, second = (folder / samples.loc[name, "uri"] for name in (copy.first, copy.second))
+    assert first != second and first.read_bytes() == second.read_bytes()
     assert done.folder.parent == Cache(cache).runs_path
 
 
@@ -188,7 +195,7 @@ def test_index__on_disk_answers_as_the_one_made_for_a_search_and_says_when_it_is
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, "nothing to search by; give --text, --image or --id"),
+        ({}, "nothing to search by; give --text, --image, --id, --vector"),
         ({"text": [" "]}, "an empty text"),
         ({"id": ["normal/0.png"]}, "no sample 'normal/0.png'.*nearest"),
         ({"id": ["effusion/broken.png"]}, "has no image embedding in the cache"),

@@ -101,10 +101,14 @@ def test_what_cannot_be_compared_is_told(tmp_path):
         compared(one)
     with pytest.raises(UsageError, match="is given twice"):
         compared(one, one)
-    with pytest.raises(UsageError, match="nowhere is not a finished run"):
+    with pytest.raises(UsageError, match=r"there is no folder .*nowhere; .*`fluoro study`, `zeroshot`, `probe`"):
         compared(one, tmp_path / "nowhere")
     with pytest.raises(UsageError, match="none kept no scores"):
         compared(one, write_run(tmp_path / "none", {"B": 1.0}, ids=None))
+    apart = write_run(tmp_path / "apart", {"B": 1.0}, ids=None)
+    (apart / "provenance.json").write_text(json.dumps({"verb": "distances", "label_names": list(LABELS)}))
+    with pytest.raises(UsageError, match="apart is a run of `fluoro distances`, which scores no samples; give runs of"):
+        compared(one, apart)
     with pytest.raises(UsageError, match=r"unknown metric 'f1'.*f1_macro"):
         compared(one, metrics=["f1"])
     with pytest.raises(UsageError, match="no setting of the protocol 'paper', only of sound"):
@@ -130,4 +134,7 @@ def test_command_prints_both_tables_and_json(tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert {row["metric"] for row in printed["differences"]} == set(compare.METRICS)
     assert cli.run(["compare", str(one), str(tmp_path / "nowhere")]) == 2
-    assert "not a finished run" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert cli.run(["compare", str(one), str(tmp_path / "empty")]) == 2
+    assert "empty is not a finished run" in capsys.readouterr().err

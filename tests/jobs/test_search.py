@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from analysis.heads import LinearHead
+from engine import sample_filter
 from engine.cache import Cache
 from engine.errors import CacheError, DataError, FluoroscopeError, ModelError, UsageError
 from engine.sources import open_dataset
@@ -243,6 +245,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded():
         ({"how": "flat"}, "unknown kind of index 'flat'"),
         ({"output": ["answers.xlsx"]}, "does not say what to write"),
         ({"minus_text": [" "]}, "empty text"),
+        ({"text": []}, "--text, --image, --id, --vector, --text-file or --id-file"),
     ):
         with pytest.raises(UsageError, match=problem):
             load_config(search.Config, {**minimal, **values})
@@ -257,6 +260,30 @@ def test_a_cache_without_the_asked_samples_is_an_error_that_says_how_to_add_them
     problem = r"none of the 8 samples .* that pass the filter \(view=lateral\) has its image embedding"
     with pytest.raises(CacheError, match=problem):
         search.run(search.Config(**values, text=["x"], where=["view=lateral"]))
+
+
+def test_texts_that_are_not_there_cannot_be_searched_and_embedding_does_not_help(place):
+    table = pd.read_csv(place / "table.csv")
+    table.drop(columns="text").to_csv(place / "mute.csv", index=False)
+    values = {**base(place), "dataset": f"table:{place / 'mute.csv'}", "kind": "text", "text": ["x"]}
+    with pytest.raises(UsageError, match=r"mute.* has no texts to search among; name its column, such as --data text="):
+        search.run(search.Config(**values))
+    table.assign(text=table["text"].where(table["view"] == "frontal", "")).to_csv(place / "partly.csv", index=False)
+    values |= {"dataset": f"table:{place / 'partly.csv'}", "where": ["view=lateral"]}
+    with pytest.raises(CacheError, match=r"none of the 8 samples .* none of them has a text"):
+        search.run(search.Config(**values))
+
+
+def test_errors_call_a_data_set_of_many_options_by_its_name(place):
+    schema = f"table:{place / 'table.csv'}?labels=Effusion,{'Nodule,' * 12}"
+    dataset = open_dataset(f"table:{place / 'table.csv'}", labels=["Effusion", "Nodule"])
+    long = dataclasses.replace(dataset, schema=schema)
+    for asked in (lambda: long.position("s99"), lambda: long.label_position("Mass")):
+        with pytest.raises(UsageError) as caught:
+            asked()
+        assert repr(dataset.name) in str(caught.value) and "Nodule,Nodule" not in str(caught.value)
+    with pytest.raises(UsageError, match=f"no sample of {dataset.name!r} passes the filter"):
+        sample_filter.matching(long, ["view=frontal", "view=lateral"])
 
 
 def test_an_index_behind_answers_says_so_and_takes_in_new_rows(place, tmp_path):
