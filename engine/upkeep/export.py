@@ -95,7 +95,7 @@ def export_rows(
     Raises
     ------
     UsageError
-        A file is there, another process is writing it, or the format does not fit the array.
+        A file is there, its CSV belongs to another, another process is writing it, or the format does not fit the array.
     CacheError
         A row is damaged, or the files cannot be written; what was there before stays.
     """
@@ -108,6 +108,9 @@ def export_rows(
     there = [str(path) for path in files if path.exists()]
     if there and not overwrite:
         raise UsageError(f"{', '.join(there)} exists; give --overwrite to replace it, or another path")
+    others = [path for path in (out.with_suffix(".npy"), out.with_suffix(".faiss")) if path != out and path.exists()]
+    if others and beside in files:
+        raise UsageError(f"{beside} would hold the keys of {out.name} and is that of {others[0]}; give another path")
     chosen = _Chosen.of(array, table)
     make_folder(out.parent)
     with _Replacements(files) as written:

@@ -90,6 +90,12 @@ def test_export__refuses_what_it_cannot_write(cached, tmp_path):
         exported(cache, tmp_path / "rows.npy")
     assert not (tmp_path / "rows.npy").exists() and (tmp_path / "rows.csv").read_text() == "mine"
     exported(cache, tmp_path / "rows.npy", overwrite=True)
+    keys = (tmp_path / "rows.csv").read_text()
+    for other in ("rows.faiss", "rows.csv"):
+        with pytest.raises(UsageError, match=r"rows\.csv would hold .* and is that of .*rows\.npy; give another path"):
+            exported(cache, tmp_path / other, overwrite=True)
+    assert (tmp_path / "rows.csv").read_text() == keys and not (tmp_path / "rows.faiss").exists()
+    exported(cache, tmp_path / "rows.parquet")
     with pytest.raises(UsageError, match="does not say what to write"):
         exported(cache, tmp_path / "rows")
     with pytest.raises(UsageError, match=r"pixels rows of shape \(8, 8, 3\) do not fit parquet"):
