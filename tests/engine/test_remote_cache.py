@@ -137,5 +137,8 @@ def test_cluster__of_several_processes_is_refused_where_one_may_write(images, me
     class Workers:
         workers = 2
 
+        def batch_size(self, encoder):
+            return 2
+
     with pytest.raises(CacheError, match="can be written by one process only, not by a cluster's workers"):
         Cache(memory).embed(folder_dataset(images), FakeEncoder(), ["image"], cluster=Workers())
