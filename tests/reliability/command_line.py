@@ -40,6 +40,7 @@ class Server:
         """Start `fluoro` with some arguments; `before` is Python that runs first, such as a slower device."""
         number = len(list(folder.glob("said-*")))
         said = folder / f"said-{number}"
+        said.touch()  # may be asked for before the process has begun to speak
         pid = self.ask(arguments=list(arguments), said=str(said), before=before)
         return Running(self, pid, said)
 
