@@ -94,7 +94,7 @@ def tasks(values: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Callabl
     other = few @ np.random.default_rng(1).standard_normal((values.shape[1],) * 2).astype(np.float32)
     wide = few.astype(np.float64), other.astype(np.float64)
     points = {"few": torch.from_numpy(few), "other": torch.from_numpy(other)}
-    gram = torch.from_numpy(wide[0].T @ wide[0])
+    cross = torch.from_numpy(wide[0].T @ wide[1])
     members = torch.nn.functional.one_hot(torch.from_numpy(labels)).T.float()
 
     def centroid_limit() -> None:
@@ -109,7 +109,7 @@ def tasks(values: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Callabl
 
     def procrustes_limit() -> None:
         torch.mm(points["few"].T, points["other"])
-        torch.linalg.eigvalsh(gram)
+        torch.linalg.eigvalsh(cross @ cross.T)
 
     def limit() -> None:
         bare_products(values)
