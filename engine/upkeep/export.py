@@ -95,7 +95,7 @@ def export_rows(
     Raises
     ------
     UsageError
-        A file is there, its CSV belongs to another, another process is writing it, or the format does not fit the array.
+        A file is there or being written by another process, its CSV is that of another, or the format does not fit.
     CacheError
         A row is damaged, or the files cannot be written; what was there before stays.
     """
