@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,9 +204,6 @@ class Cache:
             raise UsageError(f"what is a list of products, such as [{what!r}]")
         products = {product.what: product for product in (product_of(name, encoder) for name in what)}
         unfinished = UnfinishedJob(self.storage, encoder.id, dataset.name, list(products))
-        kept = unfinished.kept()
-        if cluster is not None:
-            batch_size = batch_size or kept.get("batch_size") or cluster.batch_size(encoder)
         plan = make_plan(
             encoder,
             batch_size=batch_size,
@@ -216,10 +212,9 @@ class Cache:
             commit_seconds=commit_seconds,
             limits=limits,
             compiled=compiled,
-            kept=kept,
+            kept=unfinished.kept(),
+            cluster=cluster,
         )
-        if cluster is not None:
-            plan = replace(plan, threads=threads)  # this machine's cores say nothing of the workers'
         return embed.embed_dataset(
             self.storage,
             self._sample_keys,

@@ -106,10 +106,12 @@ def make_plan(
     limits: Mapping[str, int] | None = None,
     compiled: bool | None = None,
     kept: Mapping[str, Any] | None = None,
+    cluster: Any = None,
 ) -> Plan:
     """Return a plan with its defaults: batches of 32 on a CPU and 256 elsewhere, a thread a core (at most 16).
 
-    `kept` is what a job that goes on has kept of its plan, and holds where nothing else is asked for.
+    `kept` is what a job that goes on has kept of its plan, and holds where nothing else is asked for. With a `cluster`
+    the batch size is for its workers' device, and threads are left to them: this machine's cores say nothing of theirs.
     """
     unknown = set(limits or {}) - {"max_pixels"}
     if unknown:
@@ -118,9 +120,10 @@ def make_plan(
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
     kept = kept or {}
+    usual_batch_size = default_batch_size if cluster is None else cluster.batch_size
     return Plan(
-        batch_size or kept.get("batch_size") or default_batch_size(encoder),
-        threads or default_threads(),
+        batch_size or kept.get("batch_size") or usual_batch_size(encoder),
+        threads or (default_threads() if cluster is None else None),
         commit_rows,
         commit_seconds,
         (limits or {}).get("max_pixels"),

@@ -11,6 +11,7 @@ import torch
 from engine import plan
 from engine.cache import Cache
 from engine.encoder import load_encoder
+from engine.errors import UsageError
 from engine.plan import make_plan
 from tests import models
 from tests.engine.fakes import FakeEncoder, FolderReader, dataset_of, settle, write_images
@@ -78,6 +79,20 @@ def test_compilation_is_chosen_where_the_job_repays_it(compiles_from_40_images, 
     assert settled.compiled is (expected == "") and (expected or "long enough") in settled.compiled_reason
     asked = make_plan(encoder, compiled=True).settled(encoder, 1)
     assert asked.compiled is True and asked.compiled_reason == "as asked for"
+
+
+def test_the_workers_of_a_cluster_are_asked_for_a_batch_size_where_none_is_kept_or_given():
+    class Workers:
+        def batch_size(self, encoder):
+            return 256
+
+    encoder, workers = CompilableEncoder(), Workers()
+    assert [
+        make_plan(encoder, batch_size=size, kept=kept, cluster=workers).batch_size
+        for size, kept in ((None, None), (None, {"batch_size": 8}), (4, {"batch_size": 8}))
+    ] == [256, 8, 4]
+    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
+        make_plan(encoder, batch_size=0, cluster=workers)
 
 
 def test_without_amx_nothing_is_compiled(compiles_from_40_images, monkeypatch):
