@@ -32,6 +32,7 @@ from engine.arrays.durable import make_folder, write_plainly
 from engine.arrays.storage import LocalStorage, storage_of
 from engine.errors import CacheError, UsageError
 from engine.plan import Plan
+from jobs import LOGGERS
 from jobs.config import JobConfig, default_cache, load_config, save_config, user_folder
 from jobs.plain import plain
 
@@ -43,8 +44,6 @@ RESULTS_FILE = "results.jsonl"
 FAILURES_FILE = "failures.csv"
 PLAN_FILE = "plan.json"
 LOG_FILE = "run.log"
-# Whose log a run keeps: the project's own, not that of its libraries.
-LOGGERS = ("engine", "analysis", "jobs", "fluoroscope")
 FAILURE_COLUMNS = ("id", "uri", "what", "reason")
 SECONDS_BETWEEN_MEMORY_LOOKS = 0.5
 

@@ -11,16 +11,17 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import click
 
 from engine.errors import UsageError
+from jobs import LOGGERS
 from jobs.commands import group
 from jobs.commands.catalogue import VERBS
 
-OURS = ("engine", "analysis", "jobs", "fluoroscope")
 # How a job computes is said on a terminal too, where other lines below a warning would disturb the display.
 ALWAYS_SAID = ("engine.plan",)
 Options = dict[str, Any]
@@ -185,18 +186,19 @@ def execute(
         raise UsageError(f"{job.module} does not take {', '.join(unknown)}; leave the option out")
     config = configs.load_config(config_class, config_file, overrides, fields, job.spelled)
     progress = displays.make_progress("quiet" if quiet else "auto")
-    set_up_log(progress, quiet, debug)
     if "progress" in taken:
         arguments["progress"] = progress
-    with progress:
+    with log_shown(progress, quiet, debug), progress:
         result = run(config, **arguments)
     return show.show(result, as_json)
 
 
-def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:
-    """Send the log to standard error: through a live display where there is one, as plain lines elsewhere.
+@contextmanager
+def log_shown(progress: Any, quiet: bool, debug: bool) -> Iterator[None]:
+    """Send the log to standard error meanwhile: through a live display where there is one, as plain lines elsewhere.
 
-    What is not shown is logged all the same, for a run's folder keeps it.
+    What is not shown is logged all the same, for a run's folder keeps it. Afterwards the loggers are as they were: a
+    command may be called from a program, whose standard error of today is not that of tomorrow.
     """
     live = hasattr(progress, "console")
     handler: logging.Handler
@@ -210,11 +212,18 @@ def set_up_log(progress: Any, quiet: bool, debug: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     least = logging.DEBUG if debug else logging.WARNING if quiet or live else logging.INFO
     handler.addFilter(lambda record: _is_for_the_user(record, least, quiet))
-    root = logging.getLogger()
+    root, loggers = logging.getLogger(), [logging.getLogger(name) for name in ("", *LOGGERS)]
+    handlers, levels = root.handlers[:], [logger.level for logger in loggers]
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+    for logger in loggers[1:]:
+        logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _is_for_the_user(record: logging.LogRecord, least: int, quiet: bool) -> bool:
@@ -222,4 +231,4 @@ def _is_for_the_user(record: logging.LogRecord, least: int, quiet: bool) -> bool
     if record.levelno >= logging.WARNING:
         return True
     shown = record.levelno >= least or (record.name in ALWAYS_SAID and not quiet)
-    return shown and record.name.split(".")[0] in OURS
+    return shown and record.name.split(".")[0] in LOGGERS

@@ -95,23 +95,27 @@ def test_live_display_shows_bar_rate_and_remark():
 )  # fmt: skip
 def test_how_a_job_computes_is_said_on_a_terminal_too(monkeypatch, mode, quiet, said):
     """What a display leaves out is logged all the same, for the run's folder."""
-    from jobs.commands.verb import OURS, set_up_log
+    from jobs import LOGGERS
+    from jobs.commands.verb import log_shown
 
-    loggers, stream, records = [logging.getLogger(name) for name in ("", *OURS)], io.StringIO(), []
-    for logger in loggers:
-        monkeypatch.setattr(logger, "level", logger.level)
-    monkeypatch.setattr(loggers[0], "handlers", [])
+    loggers, stream, records = [logging.getLogger(name) for name in ("", *LOGGERS)], io.StringIO(), []
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
     monkeypatch.setattr("sys.stderr", stream)
-    set_up_log(make_progress(mode, stream), quiet, debug=False)
     keeper = logging.Handler()
     monkeypatch.setattr(keeper, "emit", records.append)
-    monkeypatch.setattr(logging.getLogger("engine"), "handlers", [keeper])
-    logging.getLogger("engine.hub").info("a line")
-    logging.getLogger("engine.hub").warning("a warning")
-    logging.getLogger("engine.plan").info("the plan")
+    with log_shown(make_progress(mode, stream), quiet, debug=False):
+        logging.getLogger("engine").addHandler(keeper)
+        logging.getLogger("engine.hub").info("a line")
+        logging.getLogger("engine.hub").warning("a warning")
+        logging.getLogger("engine.plan").info("the plan")
+        logging.getLogger("engine").removeHandler(keeper)
     text = stream.getvalue()
     assert [words for words in ("a line", "a warning", "the plan") if words in text] == said
     assert len(records) == 3
+    # A program that calls a command, and closes what it showed it on, goes on logging as before.
+    assert [(logger.level, logger.handlers[:]) for logger in loggers] == before
+    stream.close()
+    logging.getLogger("engine.hub").warning("another warning")
 
 
 def test_quiet_says_nothing(said, capsys):
