@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.bootstrap import group_sums
 from analysis.heads import LinearHead
 from analysis.metrics import check_truth
 from analysis.probes.fitting import C_GRID, check_part, warn_of_unfinished
@@ -85,8 +86,7 @@ def group_folds(groups: Sequence[str] | np.ndarray, folds: int, seed: int, y: np
     truth = check_truth(np.zeros((len(codes), 1)) if y is None else y)
     if len(truth) != len(codes):
         raise DataError(f"labels of {len(truth)} rows for {len(codes)} groups")
-    positives = np.zeros((len(names), truth.shape[1]), dtype=np.int64)
-    np.add.at(positives, codes, truth)
+    positives = group_sums(truth, codes, len(names)).astype(np.int64)
     totals = positives.sum(axis=0)
     rarest = np.where(positives > 0, totals, np.iinfo(np.int64).max).argmin(axis=1)
     rarity = np.where(positives.any(axis=1), totals[rarest], np.iinfo(np.int64).max)

@@ -99,23 +99,19 @@ class LinearHead:
 
     def save(self, path: str | Path) -> Path:
         """Write the head as one .npz file, replaced whole so that a reader never sees half of it; return its path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        with open(partial, "wb") as stream:
-            np.savez(
-                stream,
-                format=np.array(FORMAT),
-                format_version=np.array(FORMAT_VERSION),
-                weight=self.weight,
-                bias=self.bias,
-                label_names=np.array(self.label_names, dtype=np.str_),
-                normalised=np.array(self.normalised),
-                encoder_id=np.array(self.encoder_id, dtype=np.str_),
-                provenance=np.array(json.dumps(dict(self.provenance), sort_keys=True), dtype=np.str_),
-            )
-        os.replace(partial, target)
-        return target
+        return write_archive(
+            Path(path),
+            {
+                "format": np.array(FORMAT),
+                "format_version": np.array(FORMAT_VERSION),
+                "weight": self.weight,
+                "bias": self.bias,
+                "label_names": np.array(self.label_names, dtype=np.str_),
+                "normalised": np.array(self.normalised),
+                "encoder_id": np.array(self.encoder_id, dtype=np.str_),
+                "provenance": np.array(json.dumps(dict(self.provenance), sort_keys=True), dtype=np.str_),
+            },
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> LinearHead:
@@ -154,6 +150,16 @@ class LinearHead:
             )
         except (ModelError, TypeError, ValueError) as error:
             raise ModelError(f"{source} is damaged: {error}") from error
+
+
+def write_archive(target: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write arrays as one .npz file, replaced whole; return its path."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    with open(partial, "wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, target)
+    return target
 
 
 def check_encoder(what: str, trained_on: str, encoder_id: str) -> None:

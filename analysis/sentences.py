@@ -76,8 +76,10 @@ def is_caution(text: str) -> bool:
         return True
     # "is below that of": bad news of a score, good news of an error.
     lower = any(TITLES[metric] in text.partition(" is ")[0] for metric in LOWER_IS_BETTER if metric in TITLES)
-    return "is not above that of" in text or "is not below that of" in text or (
-        "is above that of" in text if lower else "is below that of" in text
+    return (
+        "is not above that of" in text
+        or "is not below that of" in text
+        or ("is above that of" in text if lower else "is below that of" in text)
     )
 
 

@@ -156,8 +156,8 @@ class Subgroups:
         (lowest, low_place), (highest, high_place) = ordered[0], ordered[-1]
         low_name, high_name = compared[low_place], compared[high_place]
         best, worst = (low_name, high_name) if metric in LOWER_IS_BETTER else (high_name, low_name)
-        ends = percentile_ends(columns[high_name].replicates - columns[low_name].replicates, 0.95)
         any_bootstrap = self.bootstraps[compared[0]]
+        ends = percentile_ends(columns[high_name].replicates - columns[low_name].replicates, any_bootstrap.level)
         null = self.null[
             :, defined, any_bootstrap.settings.index(setting), any_bootstrap.columns.index((metric, label))
         ]
@@ -290,15 +290,17 @@ def number_bands(values: Sequence[object] | np.ndarray | pd.Series, most: int, p
         Such as "below 12.5", "12.5 to 20", "20 and over"; "" where nothing is given.
     """
     given = pd.Series(np.asarray(values, dtype=object))
-    blank = given.map(lambda value: pd.isna(value) or str(value).strip() == "").to_numpy(dtype=bool)
+    blank = _names(values) == NOT_GIVEN
     numbers = pd.to_numeric(given.where(~blank), errors="coerce").to_numpy(dtype=np.float64)
     if not np.isfinite(numbers[~blank]).all() or len(np.unique(numbers[~blank])) <= most:
         return np.where(blank, "", given.to_numpy(dtype=object))
     known = np.unique(numbers[~blank])
     quantiles = np.quantile(numbers[~blank], np.arange(1, parts) / parts)
     # Rounded before they cut, so that a band's name says exactly who is in it; the lowest number may fill several.
-    edges = sorted({edge for edge in (float(f"{edge:.4g}") for edge in quantiles) if edge > known[0]}) or [known[1]]
-    steps = [f"{edge:g}" for edge in edges]
+    # Six digits where four tell no two apart, as of dates.
+    cuts = ({float(f"{quantile:.{digits}g}") for quantile in quantiles} for digits in (4, 6))
+    edges = next(filter(None, (sorted(edge for edge in some if edge > known[0]) for some in cuts)), [known[1]])
+    steps = [f"{edge:.10g}" for edge in edges]
     titles = [f"below {steps[0]}", *map(" to ".join, itertools.pairwise(steps)), f"{steps[-1]} and over"]
     bands = np.array(titles, dtype=object)[np.searchsorted(edges, np.nan_to_num(numbers), side="right")]
     return np.where(blank, "", bands)

@@ -18,8 +18,6 @@ from engine.errors import UsageError
 CONVEX = ("logistic", "text-prior")
 KINDS = (*CONVEX, "ridge", "nearest-mean", "neighbours", "tip-adapter", "mlp", "attention")
 FROM_TEXT = ("text-prior", "tip-adapter")
-# Kinds that end in weights on the embedding, which heatmaps, search and a study take.
-LINEAR = (*CONVEX, "ridge", "nearest-mean")
 # "unit": embeddings of length 1; "raw": as the model gives them.
 FEATURES = ("unit", "raw")
 # The others compare directions, or start from texts of length 1.
@@ -153,8 +151,8 @@ class Options:
         sets = tuple(dict.fromkeys(self.features))
         if self.kind in CONVEX:
             # Smaller C first: among equals the stronger ridge is kept.
-            grid = sorted({float(c) for c in self.c_grid})
-            return tuple(Candidate(how, c, name) for name, c, how in product(sets, grid, self.class_weights))
+            grid, hows = sorted({float(c) for c in self.c_grid}), dict.fromkeys(self.class_weights)
+            return tuple(Candidate(how, c, name) for name, c, how in product(sets, grid, hows))
         names = PARAMETERS.get(self.kind, ())
         axes = []
         for name in names:

@@ -84,7 +84,7 @@ class _Convex:
     ) -> None:
         self.y, self.rows, self.names, self.options = y, rows, names, options
         self.candidates = options.candidates()
-        self.grid = sorted({float(c) for c in options.c_grid})
+        grid = list(dict.fromkeys(candidate.C for candidate in self.candidates if candidate.C is not None))
         self.prior = options.scale * text_vectors(
             options.text if options.kind == "text-prior" else None, y.shape[1], x.shape[1]
         )
@@ -93,8 +93,8 @@ class _Convex:
             values = prepared(x, features)
             offset = values @ self.prior.T if options.kind == "text-prior" else None
             fits[features] = solve_logistic(
-                on_device(values, options.device), y, self.grid, row_weights=rows,
-                class_weights=options.class_weights, offset=offset, label_names=names,
+                on_device(values, options.device), y, grid, row_weights=rows,
+                class_weights=tuple(dict.fromkeys(options.class_weights)), offset=offset, label_names=names,
             )  # fmt: skip
             warn_of_unfinished(fits[features], TOLERANCE, 200)
         self.fits: Mapping[str, LogisticFits] = fits
@@ -102,11 +102,8 @@ class _Convex:
     def _place(self, candidate: int) -> tuple[LogisticFits, int, int]:
         mine = self.candidates[candidate]
         assert mine.C is not None  # every convex candidate has one
-        return (
-            self.fits[mine.features],
-            list(self.options.class_weights).index(mine.class_weight),
-            self.grid.index(mine.C),
-        )
+        fits = self.fits[mine.features]
+        return fits, fits.class_weights.index(mine.class_weight), fits.c_grid.index(mine.C)
 
     def _parts(self, which: int, candidate: int) -> tuple[np.ndarray, np.ndarray]:
         fits, weighting, level = self._place(candidate)
@@ -129,7 +126,7 @@ class _Convex:
             "kind": self.options.kind,
             "recipe": "logistic regression" if logistic else "logistic regression drawn to text",
             "C": mine.C,
-            "c_grid": self.grid,
+            "c_grid": list(fits.c_grid),
             "class_weight": mine.class_weight,
             "select": self.options.selection if len(self.candidates) > 1 else None,
             "tol": TOLERANCE,
@@ -180,7 +177,7 @@ class _Estimators:
 
     def logits(self, which: int, values: np.ndarray) -> np.ndarray:
         found = [
-            _columns(probe.decision_function(prepared(values, candidate.features)))
+            probe.decision_function(prepared(values, candidate.features)).reshape(len(values), -1)
             for probe, candidate in zip(self._fitted[which], self.candidates, strict=True)
         ]
         return np.stack(found)
@@ -204,44 +201,31 @@ class _Estimators:
         return self._fitted[which][candidate]
 
 
-class _Neighbours(_Estimators):
-    """Nearest neighbours: those of the largest k hold those of all others."""
+class _Comparing(_Estimators):
+    """Kinds that compare with stored rows: what one fit of a part stores serves all candidates."""
 
     def _fit_part(self, seen: np.ndarray) -> list[Probe]:
-        most = max(int(candidate.value("k")) for candidate in self.candidates)
-        return [self._fit(NeighbourProbe(most), seen, "unit")]
+        return [self._fit(self._estimator(self.candidates[0]), seen, "unit")]
+
+    def _kept(self, which: int, candidate: int) -> Probe:
+        return self._fit(self._estimator(self.candidates[candidate]), self.rows[which], "unit")
+
+
+class _Neighbours(_Comparing):
+    """Nearest neighbours: those of the largest k hold those of all others."""
 
     def logits(self, which: int, values: np.ndarray) -> np.ndarray:
         (probe,) = self._fitted[which]
         assert isinstance(probe, NeighbourProbe)
         return probe.logits_of(prepared(values, "unit"), [int(candidate.value("k")) for candidate in self.candidates])
 
-    def _kept(self, which: int, candidate: int) -> Probe:
-        return self._fit(self._estimator(self.candidates[candidate]), self.rows[which], "unit")
 
-
-class _TipAdapter(_Estimators):
+class _TipAdapter(_Comparing):
     """Tip-Adapter: affinities of one beta serve all alphas."""
 
-    def _fit_part(self, seen: np.ndarray) -> list[Probe]:
-        first = {candidate.value("beta"): candidate for candidate in reversed(self.candidates)}
-        return [self._fit(self._estimator(candidate), seen, "unit") for candidate in first.values()]
-
     def logits(self, which: int, values: np.ndarray) -> np.ndarray:
-        unit = prepared(values, "unit")
-        parts: dict[float, tuple[np.ndarray, np.ndarray]] = {}
-        for probe in self._fitted[which]:
-            assert isinstance(probe, TipAdapterProbe)
-            parts[probe.beta] = probe.zero_shot(unit), probe.affinity(unit)
-        found = []
-        for candidate in self.candidates:
-            zero_shot, affinity = parts[candidate.value("beta")]
-            found.append(zero_shot + candidate.value("alpha") * affinity)
-        return np.stack(found)
-
-    def _kept(self, which: int, candidate: int) -> Probe:
-        return self._fit(self._estimator(self.candidates[candidate]), self.rows[which], "unit")
-
-
-def _columns(logits: np.ndarray) -> np.ndarray:
-    return logits[:, None] if logits.ndim == 1 else logits
+        (probe,) = self._fitted[which]
+        assert isinstance(probe, TipAdapterProbe)
+        unit, betas = prepared(values, "unit"), list(dict.fromkeys(each.value("beta") for each in self.candidates))
+        zero_shot, near = probe.zero_shot(unit), dict(zip(betas, probe.affinities(unit, betas), strict=True))
+        return np.stack([zero_shot + each.value("alpha") * near[each.value("beta")] for each in self.candidates])

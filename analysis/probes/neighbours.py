@@ -210,15 +210,18 @@ class TipAdapterProbe(WeightedProbe):
         """Return the logits (m, L) of features (m, d) by the text alone."""
         return self.scale * unit_rows(x) @ self.text_.T + self.bias_
 
-    def affinity(self, x: np.ndarray) -> np.ndarray:
-        """Return how much nearer features (m, d) are to a label's positives than to its negatives, (m, L)."""
-        asked = unit_rows(x)
-        step = max(1, _CELLS // len(self.stored_))
-        near = [
-            np.exp(-self.beta * (1 - asked[start : start + step] @ self.stored_.T)) @ self.share_
-            for start in range(0, len(asked), step)
-        ]
-        return np.concatenate(near)
+    def affinities(self, x: np.ndarray, betas: Sequence[float]) -> np.ndarray:
+        """Return for each beta how much nearer features (m, d) are to a label's positives than to its negatives.
+
+        (B, m, L), from one comparison with the stored rows.
+        """
+        asked, step = unit_rows(x), max(1, _CELLS // len(self.stored_))
+        found = np.empty((len(betas), len(asked), self.share_.shape[1]))
+        for start in range(0, len(asked), step):
+            away = 1 - asked[start : start + step] @ self.stored_.T
+            for place, beta in enumerate(betas):
+                found[place, start : start + step] = np.exp(-beta * away) @ self.share_
+        return found
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
-        return self.zero_shot(x) + self.alpha * self.affinity(x)
+        return self.zero_shot(x) + self.alpha * self.affinities(x, [self.beta])[0]

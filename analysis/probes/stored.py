@@ -8,7 +8,6 @@ one is an `analysis.heads.LinearHead`.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from analysis.heads import STORED_FORMAT, LinearHead, check_encoder, unreadable
+from analysis.heads import STORED_FORMAT, LinearHead, check_encoder, unreadable, write_archive
 from analysis.probes.base import Probe, is_simple
 from analysis.probes.candidates import prepared
 from analysis.probes.neighbours import NeighbourProbe, TipAdapterProbe
@@ -96,9 +95,6 @@ class StoredProbe:
 
     def save(self, path: str | Path) -> Path:
         """Write the probe as one .npz file, replaced whole; return its path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
         settings = {name: value for name, value in self.probe.get_params().items() if is_simple(value)}
         texts = {
             "format": STORED_FORMAT,
@@ -115,16 +111,17 @@ class StoredProbe:
             "normalised": np.array(self.normalised),
             "features": np.array(self.probe.n_features_in_),
         }
-        with open(partial, "wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(partial, target)
-        return target
+        return write_archive(Path(path), arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> StoredProbe:
         """Read a probe that `save` wrote; ModelError names the file where it is absent or damaged."""
         source = Path(path)
-        found = _archive(source)
+        return cls._of(_archive(source), source)
+
+    @classmethod
+    def _of(cls, found: Mapping[str, np.ndarray], source: Path) -> StoredProbe:
+        """Return the probe that an archive holds."""
         if str(found.get("format")) != STORED_FORMAT:
             raise ModelError(f"{source} says it is {str(found.get('format'))!r}, not a {STORED_FORMAT!r}")
         missing = [name for name in _NEEDED if name not in found]
@@ -150,8 +147,10 @@ class StoredProbe:
 def load_probe(path: str | Path) -> LinearHead | StoredProbe:
     """Read the ``probe.npz`` of any kind that `fluoro probe` left; ModelError where it is absent or damaged."""
     source = Path(path)
-    if source.suffix != ".joblib" and source.is_file() and str(_archive(source).get("format")) == STORED_FORMAT:
-        return StoredProbe.load(source)
+    if source.suffix != ".joblib" and source.is_file():
+        found = _archive(source)
+        if str(found.get("format")) == STORED_FORMAT:
+            return StoredProbe._of(found, source)
     return LinearHead.load(source)
 
 

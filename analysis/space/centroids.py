@@ -102,17 +102,18 @@ def permuted_sums(rows: Rows, indicator: np.ndarray, orders: np.ndarray) -> Clas
     """
     count, labels = len(orders), indicator.shape[1]
     single = bool((indicator.sum(axis=1) == 1).all())
+    one_by_one = single and labels > _FEW_CLASSES
     own = indicator.argmax(axis=1)
     vectors: torch.Tensor | None = None
     squares = np.zeros((count, labels))
-    step = max(1, _CELLS // (BLOCK_ROWS * labels)) if labels <= _FEW_CLASSES or not single else 1
+    step = 1 if one_by_one else max(1, _CELLS // (BLOCK_ROWS * labels))
     for place, block in rows.blocks():
         if vectors is None:
             vectors = torch.zeros((count, labels, rows.shape[1]), dtype=torch.float64, device=block.device)
         lengths = block.square().sum(dim=1)
         for first in range(0, count, step):
             some = orders[first : first + step, place]
-            if single and labels > _FEW_CLASSES:
+            if one_by_one:
                 where = torch.from_numpy(own[some[0]]).to(block.device)
                 vectors[first] += block.new_zeros((labels, block.shape[1])).index_add_(0, where, block)
                 squares[first] += lengths.new_zeros(labels).index_add_(0, where, lengths).cpu().numpy()

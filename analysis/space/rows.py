@@ -206,7 +206,7 @@ def gathered(
 
 
 def check_rows(source: Any, *, normalize: bool = False) -> None:
-    """Raise DataError for rows that cannot be used, by their place in the source: for what reorders rows afterwards."""
+    """Raise DataError for rows that cannot be used, by their place in the source."""
     for _ in rows_of(source, normalize=normalize, dtype=precision_of(source)).blocks():
         pass
 

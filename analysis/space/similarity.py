@@ -361,9 +361,7 @@ def _null(
     part = patients_up_to(codes, most, seed)
     if not permutations or len(part) < 4:
         return null, (NAN, NAN), len(part)
-    # All rows are read, and those drawn are kept: a source may not be able to give single rows.
-    inside = torch.from_numpy(part).to(device)
-    tables = [gathered(each, device=device, dtype=torch.float32)[inside].double() for each in (x, y)]
+    tables = [gathered(each, part, device=device, dtype=torch.float32).double() for each in (x, y)]
     tables = [table - table.mean(dim=0) for table in tables]
     sums = _BagSums((rows_of(tables[0], device=device), rows_of(tables[1], device=device)), None)
     hsic, (_, x_size, y_size) = sums.exact(), sums.centred(None)

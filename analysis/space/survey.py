@@ -69,7 +69,8 @@ def measure_space(
         k larger than what other patients leave.
     """
     classes, kept = checked_classes(features, classes, at_least=2, names=tuple(label_names))
-    check_rows(features, normalize=True)  # alignment and uniformity need lengths whatever the rest does
+    if not normalize:
+        check_rows(features, normalize=True)  # alignment and uniformity need lengths whatever the rest does
     if len(y) != len(classes):
         raise DataError(f"{len(y)} rows of labels for {len(classes)} embeddings; give one a sample")
     codes = group_codes(groups, len(classes))

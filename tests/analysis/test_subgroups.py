@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import bootstrap, metrics, subgroups
@@ -163,6 +164,9 @@ def test_numbers__get_bands_of_about_as_many_samples():
     inside = bands[:399] == f"{low:g} to {high:g}"
     np.testing.assert_array_equal(inside, (doses[:399] >= low) & (doses[:399] < high))
     assert subgroups.number_bands([1, 2, "2", None, " "], 12).tolist() == [1, 2, "2", "", ""]
+    days = pd.date_range("2020-01-01", "2020-12-31").strftime("%Y%m%d").astype(int)
+    names, counts = np.unique(subgroups.number_bands(days, 12), return_counts=True)
+    assert len(names) == 4 and counts.min() > 80 and "below 20200400" in names
     words = np.array([f"site {number}" for number in range(30)], dtype=object)
     assert subgroups.number_bands(words, 12).tolist() == words.tolist()
     mostly_none = subgroups.number_bands(np.r_[np.zeros(80), np.arange(1, 21)], 12)
