@@ -80,7 +80,7 @@ class Runner:
     ahead = 0
 
     def __init__(self, encoder: Any, batch_size: int, *, compiled: bool = False) -> None:
-        self.encoder, self.batch_size = encoder, batch_size
+        self.encoder, self.batch_size, self.compiled = encoder, batch_size, compiled
         self.rows = batch_size
         self._encode: Callable[[Any], Any] = encoder.encode_pixels
         if compiled:

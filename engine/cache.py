@@ -271,11 +271,7 @@ class Cache:
         CacheError
             Nothing of this encoder is in the cache.
         """
-        name = encoder if isinstance(encoder, str) else encoder.id
-        array = self.array(kind, name)
-        keys = self.image_keys(dataset) if kind == "image" else self.text_keys(dataset)
-        stored, rows, missing = align(dataset, keys, array)
-        return StoredRows(array, stored, rows, missing)
+        return self._stored(dataset, kind, encoder if isinstance(encoder, str) else encoder.id)
 
     def pixels(self, dataset: Dataset, preprocess: Any) -> StoredRows:
         """Return the cached model inputs of a data set's samples, read when asked for; (m, h, w, 3) uint8.
@@ -294,7 +290,8 @@ class Cache:
 
     def _stored(self, dataset: Dataset, kind: str, name: str) -> StoredRows:
         array = self.array(kind, name)
-        stored, rows, missing = align(dataset, self.image_keys(dataset), array)
+        keys = self.text_keys(dataset) if kind == "text" else self.image_keys(dataset)
+        stored, rows, missing = align(dataset, keys, array)
         return StoredRows(array, stored, rows, missing)
 
     def text_features(self, texts: Sequence[str], encoder: EncoderLike, *, normalize: bool = False) -> np.ndarray:

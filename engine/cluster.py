@@ -132,8 +132,7 @@ class Cluster:
         sizes: dict[Any, int] = {}
         done = 0
 
-        def hand_out() -> None:
-            hosts = self._hosts()
+        def hand_out(hosts: dict[str, str]) -> None:
             crowds = Counter(hosts.values())
             while len(sizes) < WAITING_A_WORKER * max(len(hosts), 1):
                 block = next(blocks, None)
@@ -146,7 +145,7 @@ class Cluster:
         if progress is not None:
             progress(name, 0, total)
         try:
-            hand_out()
+            hand_out(self._hosts())
             while sizes:
                 for future in self._ready(sizes, hand_out):
                     computed = self._result(future)
@@ -158,19 +157,22 @@ class Cluster:
             self._wind_up(job, list(sizes), take)
             raise
 
-    def _ready(self, futures: Collection[Any], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
+    def _ready(
+        self, futures: Collection[Any], meanwhile: Callable[[dict[str, str]], None] = lambda hosts: None
+    ) -> list[Any]:
         """Wait until some tasks are finished, and return them; FluoroscopeError where nobody is left to compute.
 
-        `meanwhile` is called at each look: workers may have come, and may be given further tasks.
+        `meanwhile` is called at each look with the workers' machines: some may have come, and may be given tasks.
         """
         last_seen = time.monotonic()
         while self.client.status == "running" and time.monotonic() - last_seen < SECONDS_WITHOUT_WORKERS:
-            meanwhile()
+            hosts = self._hosts()
+            if hosts:
+                last_seen = time.monotonic()
+            meanwhile(hosts)
             ready = self._finished(list(futures))
             if ready:
                 return ready
-            if self._hosts():
-                last_seen = time.monotonic()
         raise FluoroscopeError(
             "the cluster has lost its scheduler or all of its workers; what they had committed is stored, and the same "
             "command goes on from there"

@@ -58,7 +58,7 @@ class _Held:
     """What a worker keeps from block to block: encoders by id, the runner of each, and the jobs that are stopped."""
 
     encoders: dict[str, EncoderLike] = field(default_factory=dict)
-    runners: dict[str, tuple[tuple[int, bool], Runner]] = field(default_factory=dict)
+    runners: dict[str, Runner] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)
     # Workers may be started with many threads; an encoder, and a GPU, serves one block at a time.
     computing: threading.Lock = field(default_factory=threading.Lock)
@@ -86,7 +86,7 @@ def run_block(
         runner = _warm_runner(held, work, encoder) if block.images else None
         computed = compute_block(work, encoder, block, runner=runner, stopped=lambda: job in held.stopped)
         if runner is not None:  # one that an error has gone through is not used again
-            held.runners[encoder.id] = (_form(work.plan), runner)
+            held.runners[encoder.id] = runner
         return computed
 
 
@@ -105,14 +105,10 @@ def _encoder(held: _Held, recipe: Callable[[], EncoderLike], wanted: str, addres
 
 def _warm_runner(held: _Held, work: Work, encoder: EncoderLike) -> Runner:
     """Take the runner of the block before: its graph is captured, its tower compiled, its batches fit."""
-    form, runner = held.runners.pop(encoder.id, (None, None))
-    if runner is not None and form == _form(work.plan):
+    runner, size, compiled = held.runners.pop(encoder.id, None), work.plan.batch_size, bool(work.plan.compiled)
+    if runner is not None and (runner.batch_size, runner.compiled) == (size, compiled):
         return runner
-    return make_runner(encoder, work.plan.batch_size, compiled=bool(work.plan.compiled))
-
-
-def _form(plan: Plan) -> tuple[int, bool]:
-    return plan.batch_size, bool(plan.compiled)
+    return make_runner(encoder, size, compiled=compiled)
 
 
 def _share_of_cores(address: str, crowds: Mapping[str, int]) -> int:

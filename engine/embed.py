@@ -133,7 +133,7 @@ def embed_dataset(
         seconds=time.perf_counter() - start,
         waits=tally.seconds,
         bytes=sum(tally.computed[what] * buffer.row_bytes for what, buffer in work.buffers().items()),
-        doubles={kind: _doubles(dataset, keys, {at for at, _, _ in failed}) for kind, keys in job.keys.items()},
+        doubles=job.doubles,
     )
 
 
@@ -152,8 +152,7 @@ class _Job:
         self._sample_keys, self._dataset, self._encoder = sample_keys, dataset, encoder
         self._tally, self._progress, self._cluster = tally, progress, cluster
         self._told = False
-        # What was asked for: keys by kind, zeros where there is nothing.
-        self.keys: dict[str, np.ndarray] = {}
+        self.doubles: dict[str, Doubles] = {}
 
     def _tell(self, plan: Plan) -> None:
         """Say how the job computes, once, where it begins."""
@@ -192,9 +191,10 @@ class _Job:
         self._sample_keys.remember(self._dataset, scan)
         for buffer in work.buffers().values():
             buffer.finish()
-        self.keys["image"] = scan.keys
         failed = [(position, *failure) for position, failure in self._tally.failed_positions.items()]
-        return failed + self._failed_contents(scan.keys, scan.known)
+        failed += self._failed_contents(scan.keys, scan.known)
+        self.doubles["image"] = _doubles(self._dataset, scan.keys, failed)
+        return failed
 
     def _wanted(self, work: Work, scan: Scan) -> np.ndarray:
         """Return where to look: at images without a known key, and the first of each content that lacks a row."""
@@ -264,7 +264,6 @@ class _Job:
         """Compute the texts that have no row yet, each once, in their order; return failures by position."""
         self._tally.failed_keys.clear()
         keys = self._sample_keys.of_texts(self._dataset)
-        self.keys["text"] = keys
         there: np.ndarray = np.asarray(keys.any(axis=1))
         positions = np.flatnonzero(there)
         first = positions[first_occurrences(keys[positions])]
@@ -277,7 +276,9 @@ class _Job:
             self._compute_texts(work, self._windows(wanted), keys[wanted])
         for buffer in work.buffers().values():
             buffer.finish()
-        return self._failed_contents(keys, there)
+        failed = self._failed_contents(keys, there)
+        self.doubles["text"] = _doubles(self._dataset, keys, failed)
+        return failed
 
     def _windows(self, wanted: np.ndarray) -> Iterator[list[str]]:
         """Yield the texts at some positions, ascending, window by window.
@@ -359,11 +360,13 @@ def _failure_table(dataset: Dataset, failed: Sequence[tuple[int, str, str]]) -> 
     return pd.DataFrame([(sample, uri, what, why) for sample, uri, (_, what, why) in rows], columns=FAILURE_COLUMNS)
 
 
-def _doubles(dataset: Dataset, keys: np.ndarray, failed: set[int]) -> Doubles:
+def _doubles(dataset: Dataset, keys: np.ndarray, failed: Sequence[Failure]) -> Doubles:
     having = np.asarray(keys.any(axis=1))
-    having[list(failed)] = False
+    having[[position for position, _, _ in failed]] = False
     there = np.flatnonzero(having)
-    again = np.setdiff1d(there, there[first_occurrences(keys[there])])
+    twice = np.ones(len(there), bool)
+    twice[first_occurrences(keys[there])] = False
+    again = there[twice]
     if not len(again):
         return Doubles(0)
     first = there[(keys[there] == keys[again[0]]).all(axis=1)][0]

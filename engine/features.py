@@ -92,7 +92,9 @@ class StoredRows:
         Of a tuple, as dask and NumPy give, the first part chooses rows and the others what is taken of each.
         """
         if isinstance(which, tuple):
-            return self[which[0]][(slice(None), *which[1:])]
+            first, *rest = which
+            chosen = self[first]
+            return chosen[tuple(rest)] if isinstance(first, int | np.integer) else chosen[(slice(None), *rest)]
         if isinstance(which, int | np.integer):
             return self.array.read(self._stored[which : which + 1] if which != -1 else self._stored[-1:])[0]
         return self.array.read(self._stored[which])

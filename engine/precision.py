@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ import torch
 
 from engine import pixels
 from engine.arrays import array_folder
+from engine.arrays.array_format import METADATA, parse_group
 from engine.arrays.keyed_array import KeyedArray
+from engine.arrays.storage import storage_of
 from engine.batches import as_array
 from engine.dataset import Dataset
 from engine.encoder import Encoder, choose_device, load_encoder
@@ -111,9 +114,12 @@ def load_for(
 
     if precision == "fp32":
         return load("fp32", "as asked for")
-    rows = list(_rows_of(cache, files))
+    rows = list(_rows_of(cache, files)) if check or precision == "auto" else []
     samples, reference, refused = _Samples(dataset, texts), None, ""
     for candidate, reason in _candidates(precision, place, rows):
+        if candidate == "fp32" and reference is not None:
+            reference.precision_reason = refused or reason
+            return reference
         encoder = load(candidate, refused or reason)
         if candidate == "fp32" or not check:
             return encoder
@@ -150,20 +156,24 @@ class _Rows(NamedTuple):
 
 
 def _rows_of(cache: Any, files: ModelFiles) -> Iterator[_Rows]:
-    for kind, name in array_folder.list_arrays(cache):
+    storage = storage_of(cache)
+    for kind, name in array_folder.list_arrays(storage):
         if kind not in TOWER_OF:
             continue
-        array = KeyedArray.open(cache, kind, name)
-        described = array.form.description
-        if len(array) and all(described.get(part) == value for part, value in files.description.items()):
-            encoder = name.rpartition("@")[0] if kind == "tokens" else name
-            yield _Rows(TOWER_OF[kind], encoder, str(described.get("precision")), len(array))
+        place = Path(storage.place(f"{array_folder.array_name(kind, name)}/{METADATA}"))
+        # Other models' keys are not read to see whose they are.
+        described = parse_group(array_folder.read_group(storage, kind, name), place).description
+        if all(described.get(part) == value for part, value in files.description.items()):
+            count = len(KeyedArray.open(storage, kind, name))
+            if count:
+                encoder = name.rpartition("@")[0] if kind == "tokens" else name
+                yield _Rows(TOWER_OF[kind], encoder, str(described.get("precision")), count)
 
 
 def _candidates(precision: str, device: torch.device, rows: Sequence[_Rows]) -> list[tuple[str, str]]:
-    """Return the precisions to try and why each, in this order; float32 is the last."""
+    """Return the precisions to try and why each, in this order; of several float32 is the last."""
     if precision != "auto":
-        return [(precision, "as asked for"), ("fp32", "")]
+        return [(precision, "as asked for")]
     fitting = precisions_for(device)
     why = "the fastest that does not move its embeddings" if len(fitting) > 1 else "nothing faster pays on this device"
     held = _held_precision(rows, fitting)
@@ -258,12 +268,10 @@ class _Samples:
         return self._found[tower]
 
     def may_have(self, tower: str) -> bool:
-        """Tell whether there may be something for a tower to embed: without a data set nobody knows."""
+        """Tell of a tower without samples whether it may have something to embed: without a data set nobody knows."""
         if self._dataset is None:
             return True
-        if tower == "text":
-            return bool(_some_texts(self._dataset, self._texts))
-        return bool((self._dataset.samples["uri"] != "").any())
+        return tower == "image" and bool((self._dataset.samples["uri"] != "").any())
 
 
 def _some_pixels(encoder: Encoder, dataset: Dataset | None) -> np.ndarray:

@@ -209,11 +209,16 @@ def check_name(name: str, root: str) -> None:
         raise ImageError(f"{name}: leads out of the root {root}; give a root that holds all images")
 
 
+def protocols_of(url: str) -> set[str]:
+    """Return the protocols of a URL and of all that it is chained to."""
+    return {link.partition("://")[0] for link in url.split("::")}
+
+
 @lru_cache(maxsize=64)
 def _filesystem_of_process(url: str, process: int) -> Place:
     import fsspec
 
-    protocols = {link.partition("://")[0] for link in url.split("::")}
+    protocols = protocols_of(url)
     alone = bool(protocols & ONE_AT_A_TIME)
     try:
         # Who takes turns has a file system of its own: fsspec would share one among URLs, and each has its own lock.

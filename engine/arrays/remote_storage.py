@@ -79,7 +79,7 @@ class RemoteStorage:
 
     def __init__(self, address: str) -> None:
         self.address, self._url, self._top = address, _chained(address), ""
-        protocols = {link.partition("://")[0] for link in self._url.split("::")}
+        protocols = remote_files.protocols_of(self._url)
         self.writable = not protocols & READ_ONLY
         in_archive = bool(protocols & remote_files.ARCHIVES)
         self._is_web = bool(protocols & WEB) and not in_archive

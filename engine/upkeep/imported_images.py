@@ -108,13 +108,14 @@ class ImagesInTars:
     def check_rows(self, values: Iterable[Sequence[str]]) -> None:
         """Look through what all rows say: rows that say the same may be of different tars, and get no image."""
         blocks = [np.array([_number(value.removeprefix("./")) for value in some], np.uint64) for some in values]
-        numbers, counts = np.unique(np.concatenate(blocks), return_counts=True)
+        numbers, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *blocks]), return_counts=True)
         self._repeated = numbers[counts > 1]
 
     def read(self, value: str) -> bytes:
         """See `Images.read`."""
         key = value.removeprefix("./")
-        if np.isin(np.uint64(_number(key)), self._repeated):
+        number = np.uint64(_number(key))
+        if np.searchsorted(self._repeated, number) < np.searchsorted(self._repeated, number, "right"):
             raise ImageError(f"{value}: several rows have this key, which may be one of several tars; {ONE_TAR}")
         # The second is for tables in which somebody wrote the whole name.
         found = self._find(key) or self._find(key_and_extension(value)[0])

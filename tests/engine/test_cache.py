@@ -232,6 +232,33 @@ def test_embed__limits(tmp_path, images):
     assert len(report.failures) == 20 and "exceeds the limit of 100" in report.failures["reason"][0]
 
 
+def test_embed__counts_doubles_of_each_kind_among_what_did_not_fail_of_it(tmp_path, images):
+    """A sample whose image is broken still has a text, which another may share."""
+    write_images(tmp_path / "own", range(4))
+    (tmp_path / "own" / "0003.png").write_bytes((tmp_path / "own" / "0000.png").read_bytes())
+    (tmp_path / "own" / "0002.png").write_bytes(b"no image")
+    dataset = folder_dataset(tmp_path / "own", texts=["one", "two", "two", "one"])
+    found = Cache(tmp_path / "cache").embed(dataset, FakeEncoder(), ["image", "text"]).doubles
+    ids = dataset.ids
+    assert found == {"image": (1, ids[0], ids[3]), "text": (2, ids[1], ids[2])}
+    (tmp_path / "own" / "0003.png").write_bytes(b"none either")
+    found = Cache(tmp_path / "other").embed(dataset, FakeEncoder(), ["image", "text"]).doubles
+    assert found == {"image": (0, "", ""), "text": (2, ids[1], ids[2])}
+
+
+def test_stored_rows__are_read_as_numpy_reads_them(tmp_path, images):
+    cache, dataset = Cache(tmp_path / "cache"), folder_dataset(images)
+    cache.embed(dataset, FakeEncoder())
+    stored = cache.stored_features(dataset, FakeEncoder())
+    whole = stored[:]
+    assert whole.shape == stored.shape == (20, 12)
+    for which in (3, -1, np.int64(2), slice(4, 9), slice(None, None, -3), [5, 5, 1], (3, 2), (-1, slice(2, 5)),
+                  (slice(0, 4), 7), (slice(None), slice(None, None, 2))):  # fmt: skip
+        np.testing.assert_array_equal(stored[which], whole[which])
+    # Lists of rows and of columns are a grid, as dask has them, and not pairs.
+    np.testing.assert_array_equal(stored[[8, 2], [0, 1, 5]], whole[[8, 2]][:, [0, 1, 5]])
+
+
 def test_sample_table__holds_one_row_a_sample(tmp_path, images):
     cache, dataset = Cache(tmp_path / "cache"), folder_dataset(images, texts=[f"text {n % 3}" for n in range(20)])
     cache.embed(dataset, FakeEncoder())
