@@ -115,9 +115,7 @@ def embedded(folder: Path, cache: Path, encoder: Encoder, what: list[str], optio
     """Return the images a second of one `Cache.embed` into an empty cache (pixels that are there are kept)."""
     shutil.rmtree(cache / "arrays.zarr" / "image", ignore_errors=True)
     dataset = open_dataset(f"folder:{folder}")
-    report = Cache(cache).embed(
-        dataset, encoder, what, batch_size=options.batch_size, compiled=options.compiled
-    )
+    report = Cache(cache).embed(dataset, encoder, what, batch_size=options.batch_size, compiled=options.compiled)
     assert not len(report.failures), report.failures
     assert report.computed[what[-1]] == len(dataset), report.computed
     return len(dataset) / report.seconds

@@ -148,7 +148,6 @@ def _recompute(
     from engine.sample_keys import SampleKeys
 
     encoder, dataset, opened = sources.encoder, sources.dataset, Cache(cache)
-    plan = runs.plans.get((encoder.id, dataset.schema), {})
     columns = {"key": opened.image_keys(dataset), "text_key": opened.text_keys(dataset)}
     recomputed: dict[str, int] = {}
     failures: list[pd.DataFrame] = []
@@ -159,6 +158,7 @@ def _recompute(
             continue
         column = columns[usage.COLUMN_OF_KIND[array.kind]]
         chosen = np.flatnonzero(column.any(axis=1)) if array.unnamed else _among(column, array.dropped)
+        plan = runs.plans.get((encoder.id, dataset.schema, what), {})
         report = opened.embed(
             dataset.take(chosen),
             encoder,

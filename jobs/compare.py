@@ -28,7 +28,7 @@ from jobs.metric_tables import overall_table
 METRICS = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro")
 IDS_SHOWN = 3
 # Verbs whose runs never keep scores, whatever their version.
-UNSCORED = ("distances", "cam", "cam-check", "cam-sweep", "embed")
+UNSCORED = ("distances", "cam", "cam-check", "cam-sweep", "embed", "finetune average", "finetune wise")
 
 
 class Config(JobConfig):

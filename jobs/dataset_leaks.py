@@ -23,7 +23,7 @@ from engine.errors import UsageError
 from engine.index import kinds
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
-from jobs.leak_search import leak_index, part_searches
+from jobs.leak_search import image_pairs
 from jobs.progress import Progress
 
 PAIRS_SHOWN = 20
@@ -61,7 +61,7 @@ class Leaks:
     threshold : float
     encoder : str
     pairs : DataFrame
-        `analysis.leaks.PAIR_COLUMNS`; kind is "identical image" or "near-duplicate".
+        `analysis.leaks.PAIR_COLUMNS`; kind is "identical image" or "near-duplicate image".
     texts : DataFrame
         text, samples, a column a part, and one id a part.
     highest : DataFrame
@@ -136,31 +136,18 @@ def run(config: Config, *, progress: Progress | None = None) -> Leaks:
     features = cache.features(dataset, encoder, "image")
     kept = dataset.take(features.rows)
     split = kept.samples["split"].to_numpy(dtype=object)
-    keys = np.array([key.tobytes().hex() for key in features.keys], dtype=object)
-    same = leaks.identical_pairs(keys, split)
-    index = leak_index(cache, encoder.id, config.how, features.values.shape)
-    searches = part_searches(index, features.keys, split)
-    near = leaks.near_duplicates(features.values, split, config.threshold, searches=searches)
-    # Two names of the same bytes are said once, as what they are: one of each part stands for its copies.
-    near = near[keys[near["first"]] != keys[near["second"]]]
-    pairs = pd.concat(
-        [
-            leaks.name_pairs(same, "identical image", kept.ids, kept.groups, split),
-            leaks.name_pairs(near, "near-duplicate", kept.ids, kept.groups, split),
-        ],
-        ignore_index=True,
-    )
+    found = image_pairs(cache, kept, encoder.id, features.values, features.keys, config.threshold, config.how)
     return Leaks(
         images=len(kept),
         threshold=config.threshold,
         encoder=encoder.id,
-        pairs=pairs,
+        pairs=found.pairs,
         texts=_texts(dataset),
-        highest=leaks.highest_by_part(features.values, split, searches=searches)
+        highest=leaks.highest_by_part(features.values, split, searches=found.searches)
         if "train" in set(split)
         else pd.DataFrame(),
         failures=report.failures,
-        how=index.info.how,
+        how=found.how,
     )
 
 

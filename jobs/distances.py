@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,16 +192,7 @@ def _likeness(
     encoder = opening.load_model(second, config.cache, material.dataset, ("image",))
     if encoder.id == material.encoder.id:
         raise UsageError(f"--against {config.against!r} is the model itself, encoder {encoder.id}; name another one")
-    report = material.cache.embed(
-        material.dataset,
-        encoder,
-        ("image",),
-        batch_size=config.batch_size,
-        threads=config.threads,
-        settled=partial(record.plan, encoder.id, material.dataset.schema, ("image",)),
-        progress=progress,
-    )
-    record.fail(report.failures)
+    measuring.embed(second, record, material.cache, material.dataset, encoder, "image", progress)
     record.note(against={"id": encoder.id, "name": encoder.name, "description": encoder.description})
     other = material.cache.stored_features(material.dataset, encoder, "image")
     both, here, there = np.intersect1d(rows, other.rows, return_indices=True)
@@ -220,10 +210,7 @@ def _modalities(
     material: study_settings.Material, rows: np.ndarray, config: Config, record: Run, progress: Progress
 ) -> list[space.Measure]:
     """Return alignment and gap between images and their texts, for samples that have both."""
-    report = material.cache.embed(
-        material.dataset, material.encoder, ("text",), batch_size=config.batch_size, progress=progress
-    )
-    record.fail(report.failures)
+    measuring.embed(config, record, material.cache, material.dataset, material.encoder, "text", progress)
     texts = material.cache.stored_features(material.dataset, material.encoder, "text")
     both, _, there = np.intersect1d(rows, texts.rows, return_indices=True)
     if len(both) < 2:

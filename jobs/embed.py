@@ -21,6 +21,7 @@ from engine.cache import Cache
 from engine.cluster import Cluster, start_cluster
 from engine.embed import Doubles
 from engine.errors import FluoroscopeError
+from engine.products import product_of
 from engine.row_buffer import COMMIT_SECONDS
 from jobs import opening
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions
@@ -145,6 +146,7 @@ def run(
     dataset = opening.open_data(config)
     if encoder is None:
         encoder = opening.load_model(config, config.cache, dataset, config.what)
+    products = [product_of(what, encoder).what for what in config.what]
     with open_run("embed", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
         with _cluster(config) as cluster, record.step("embed") as step:
@@ -159,7 +161,7 @@ def run(
                     rehash=config.rehash,
                     limits={"max_pixels": config.max_pixels} if config.max_pixels else None,
                     compiled=config.compiled,
-                    settled=partial(record.plan, encoder.id, dataset.schema, config.what),
+                    settled=partial(record.plan, encoder.id, dataset.schema, products),
                     cluster=cluster,
                     progress=progress,
                 )

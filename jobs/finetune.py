@@ -9,7 +9,6 @@ the best state; a run that was stopped or killed goes on from there with ``--res
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from analysis import finetuning
 from analysis.heads import LinearHead
 from engine.encoder import Encoder
 from engine.errors import DataError, UsageError
-from jobs import measuring, model_card, probe_section, study_scores, study_settings, tuning_rows
+from jobs import heads, measuring, model_card, probe_section, study_scores, study_settings, tuning_rows
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 
@@ -37,7 +36,8 @@ class Config(measuring.MeasureOptions):
         default_factory=study_settings.FinetuneSection, description="recipe of the sound protocol"
     )
     start: str = Field(
-        "probe", description="where the head starts (sound protocol): probe, text, random, or a head's .npz file"
+        "probe",
+        description="where the head starts (sound protocol): probe, text, random, a head's .npz file or its run",
     )
     probe: probe_section.StudyProbeSection = Field(
         default_factory=probe_section.StudyProbeSection, description="the probe that the head starts from"
@@ -138,8 +138,7 @@ def starting_head(config: Config, material: study_settings.Material) -> LinearHe
         return finetuning.head_from_text(
             zero_shot.text, material.dataset.label_names, scale=material.encoder.logit_scale, prevalence=prevalence
         )
-    head = LinearHead.load(Path(config.start).expanduser())
-    head.check_encoder(material.encoder.id)
+    head = heads.open_head(Path(config.start).expanduser(), material.encoder)
     if head.label_names != material.dataset.label_names:
         raise DataError(
             f"the head {config.start} is for {', '.join(head.label_names)}; the data set has "
@@ -170,18 +169,8 @@ def _embed(
 ) -> None:
     """Bring one kind of rows of all samples into the cache."""
     with record.step(f"cache {what} of {encoder.name}") as step:
-        done = material.cache.embed(
-            material.dataset,
-            encoder,
-            (what,),
-            batch_size=config.batch_size,
-            threads=config.threads,
-            settled=partial(record.plan, encoder.id, material.dataset.schema, (what,)),
-            progress=progress,
-        )
-        step.items, step.reused, step.bytes = done.computed[what], done.reused[what], done.bytes
+        done = measuring.embed(config, record, material.cache, material.dataset, encoder, what, progress, step)
     if len(done.failures):
-        record.fail(done.failures)
         raise DataError(
             f"{len(done.failures)} images that were embedded before failed as {what} of {encoder.id}; see "
             f"{record.folder / 'failures.csv'}"

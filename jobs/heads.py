@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from analysis.heads import LinearHead
+from analysis.probes.stored import StoredProbe
 from engine.encoder import Encoder
 from engine.errors import DataError, ModelError, UsageError
 from engine.tables import offer
 
 HEAD_FILE = "probe.npz"
 SPLIT = "split_digest"
+Trained = TypeVar("Trained", LinearHead, StoredProbe)
 
 
 def open_head(path: Path, encoder: Encoder) -> LinearHead:
@@ -70,9 +73,9 @@ def for_labels(head: LinearHead, names: Sequence[str], file: Path) -> LinearHead
     return dataclasses.replace(head, weight=head.weight[rows], bias=head.bias[rows], label_names=tuple(names))
 
 
-def trained_in(head: LinearHead, split_digest: str) -> LinearHead:
-    """Return a head that remembers in which split it was trained."""
-    return dataclasses.replace(head, provenance={**head.provenance, SPLIT: split_digest})
+def trained_in(head: Trained, split_digest: str, **more: Any) -> Trained:
+    """Return a head or probe that remembers in which split it was trained, and what else it is told."""
+    return dataclasses.replace(head, provenance={**head.provenance, SPLIT: split_digest, **more})
 
 
 def origin_sentence(head: LinearHead, file: Path, split_digest: str) -> str:

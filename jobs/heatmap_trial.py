@@ -14,12 +14,11 @@ from pydantic import Field
 
 from analysis import cam
 from analysis.cam.methods import methods_for
-from analysis.heads import LinearHead
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
 from engine.errors import DataError, UsageError
-from jobs import measuring, probe_section, study_settings
+from jobs import heads, measuring, probe_section, study_settings
 from jobs.heatmap_scoring import Finding
 from jobs.study_heatmaps import choose_findings
 from jobs.study_settings import Explained
@@ -31,7 +30,9 @@ class TrialOptions(measuring.MeasureOptions):
     zero_shot: study_settings.ZeroShotSection = Field(
         default_factory=study_settings.ZeroShotSection, description="prompts of the setting that is explained"
     )
-    head: Path | None = Field(None, description="head saved by fluoro probe, explained instead of the prompts")
+    head: Path | None = Field(
+        None, description="head saved by fluoro probe, or its run, explained instead of the prompts"
+    )
     labels: list[str] = Field(default_factory=list, description="labels to explain; all annotated ones if empty")
     methods: list[str] = Field(default_factory=list, description="methods to try; the tower's batched ones if empty")
     tolerance: float | None = Field(None, gt=0, description="of the pointing game, in original pixels")
@@ -46,8 +47,7 @@ def explained_setting(config: TrialOptions, encoder: Encoder, dataset: Dataset) 
         A head of another encoder.
     """
     if config.head is not None:
-        head = LinearHead.load(config.head)
-        head.check_encoder(encoder.id)
+        head = heads.open_head(config.head, encoder)
         return Explained(probe_section.LINEAR_PROBE, config.protocol, encoder, head.label_names, head=head)
     names = dataset.label_names
     text = study_settings.label_texts(config.zero_shot, config.protocol, names, encoder, Cache(config.cache))
@@ -74,7 +74,7 @@ def findings_of(
     found = [each for each in choose_findings(dataset, rows, per_label, config.seed) if each.label in wanted]
     if not found:
         raise DataError(
-            f"{config.dataset!r} has no annotated finding in its {split} split; heatmaps are tried on boxes or masks "
+            f"{dataset.called} has no annotated finding in its {split} split; heatmaps are tried on boxes or masks "
             "(boxes=FILE), and split by --split"
         )
     return found

@@ -15,8 +15,7 @@ from pydantic import Field, field_validator
 
 from engine.cache import Cache
 from engine.errors import UsageError
-from engine.index import build_index, kinds, products, update_index
-from engine.precision import load_for
+from engine.index import build_index, kinds, update_index
 from jobs.config import CacheOptions
 from jobs.progress import Progress, spoken_bytes, spoken_time
 
@@ -34,6 +33,8 @@ class EncoderChoice(CacheOptions):
         """Return the encoder's id; UsageError where it is not to be known, or named twice."""
         if self.model is None:
             return self.encoder or only_encoder(cache, kind)
+        from engine.precision import load_for  # torch and open_clip, which rows alone do not need
+
         # Nothing is embedded, so there is nothing whose precision must be compared first.
         found = load_for(
             self.model, self.cache, device=self.device, precision=self.precision, decoder=self.decoder, check=False
@@ -115,6 +116,8 @@ def run(config: Config, *, progress: Progress | None = None) -> Built:
     CacheError
         It has no rows of it.
     """
+    from engine.index import products  # torch
+
     progress, cache, start = progress or Progress(), Cache(config.cache), time.perf_counter()
     encoder = config.encoder_id(cache, config.kind)
     with progress.step(f"index {config.kind} rows"):

@@ -47,13 +47,13 @@ class KnownRuns:
     encoders : dict of str to KnownEncoder
     data : dict of str to dict
         Options of a data set by its schema string.
-    plans : dict of (encoder id, schema) to dict
+    plans : dict of (encoder id, schema, what) to dict
         Batch size and compilation, which move last bits.
     """
 
     encoders: dict[str, KnownEncoder] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    plans: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    plans: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
 
     @property
     def descriptions(self) -> dict[str, dict[str, Any]]:
@@ -98,7 +98,9 @@ def known_runs(runs: Path) -> KnownRuns:
                     str(config.get("decoder", "exact")),
                 )
         for plan in _read_plans(folder / PLAN_FILE):
-            known.plans[plan.get("encoder", ""), plan.get("dataset", "")] = plan
+            # Runs of earlier versions do not say what; they have one plan alone.
+            for what in plan.get("what", ("image", "text")):
+                known.plans[plan.get("encoder", ""), plan.get("dataset", ""), what] = plan
     return known
 
 

@@ -1,16 +1,20 @@
-"""The index that a leak check asks: exact where that is fast enough, else an approximate one that is there already.
+"""Images on both sides of a split, found through an index: exact where that is fast enough, else one that is there.
 
-Comes in: a cache, an encoder's id, how many images will ask. Goes out: an index (`dataset leaks` and `study` ask the
-same one), and the search among each part's images.
+Comes in: a cache, an encoder's id, embedded samples with a split. Goes out: pairs of the same bytes or nearly the same
+embedding, as `dataset leaks` and `study` show them, and the search among each part's images.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
+from analysis import leaks
 from engine.cache import Cache
+from engine.dataset import Dataset
 from engine.errors import CacheError
 from engine.index import Index, build_index, has_index, load_index, products
 from engine.sample_search import SampleSearch
@@ -21,6 +25,69 @@ log = logging.getLogger(__name__)
 # Exact search is what is done, unless it takes longer and there is another index.
 PATIENCE_SECONDS = 120.0
 APPROXIMATE = ("hnsw", "ivf", "pq")
+
+
+@dataclass(frozen=True)
+class ImagePairs:
+    """Pairs of images in different parts of a split.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        `analysis.leaks.PAIR_COLUMNS`; kind is "identical image" or "near-duplicate image".
+    how : str
+        Kind of index that was asked.
+    searches : dict of str to SampleSearch
+        The search among each part's images.
+    """
+
+    pairs: pd.DataFrame
+    how: str
+    searches: dict[str, SampleSearch]
+
+
+def image_pairs(
+    cache: Cache,
+    dataset: Dataset,
+    encoder_id: str,
+    features: np.ndarray,
+    keys: np.ndarray,
+    threshold: float,
+    how: str = "auto",
+) -> ImagePairs:
+    """Find the images that lie on both sides of a data set's split.
+
+    Parameters
+    ----------
+    features : ndarray of float, (n, d)
+        The samples' image embeddings.
+    keys : ndarray of uint8, (n, 16)
+        Their keys: the same bytes have the same.
+    threshold : float
+        Cosine from which two images count as nearly the same.
+    how : str
+        See `leak_index`.
+
+    Raises
+    ------
+    CacheError
+        See `leak_index`.
+    DataError
+        So many pairs that the threshold says nothing.
+    """
+    split = dataset.samples["split"].to_numpy(dtype=object)
+    index = leak_index(cache, encoder_id, how, features.shape)
+    searches = part_searches(index, keys, split)
+    names = np.array([key.tobytes().hex() for key in keys], dtype=object)
+    same = leaks.identical_pairs(names, split)
+    near = leaks.near_duplicates(features, split, threshold, searches=searches)
+    # Two names of the same bytes are said once, as what they are: one of each part stands for its copies.
+    near = near[names[near["first"]] != names[near["second"]]]
+    found = [
+        leaks.name_pairs(pairs, kind, dataset.ids, dataset.groups, split)
+        for kind, pairs in (("identical image", same), ("near-duplicate image", near))
+    ]
+    return ImagePairs(pd.concat(found, ignore_index=True), index.info.how, searches)
 
 
 def leak_index(cache: Cache, encoder_id: str, how: str, shape: tuple[int, ...]) -> Index:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,16 @@ import pandas as pd
 from pydantic import Field
 
 from engine.cache import Cache
+from engine.dataset import Dataset
+from engine.embed import EmbedReport
+from engine.encoder import Encoder
 from engine.errors import DataError
+from engine.products import product_of
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
 from jobs.metric_tables import label_table, overall_table, undefined_sentences
 from jobs.progress import Progress
-from jobs.runs import RESULTS_FILE, Run
+from jobs.runs import RESULTS_FILE, Run, StepCost
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +91,41 @@ class Measured:
         yield f"run: {self.folder}"
 
 
+def embed(
+    config: MeasureOptions,
+    run: Run,
+    cache: Cache,
+    dataset: Dataset,
+    encoder: Encoder,
+    what: str,
+    progress: Progress,
+    step: StepCost | None = None,
+) -> EmbedReport:
+    """Bring one product of all samples into the cache; the run keeps plan and failures, the step what it cost."""
+    what = product_of(what, encoder).what  # "tokens@-1" by the block's number, as the report has it
+    report = cache.embed(
+        dataset,
+        encoder,
+        (what,),
+        batch_size=config.batch_size,
+        threads=config.threads,
+        settled=partial(run.plan, encoder.id, dataset.schema, (what,)),
+        progress=progress,
+    )
+    if step is not None:
+        step.items, step.reused, step.bytes = report.computed[what], report.reused[what], report.bytes
+    run.fail(report.failures)
+    return report
+
+
 def prepare(
-    config: MeasureOptions, run: Run, progress: Progress, *, texts: bool = True, by_blocks: bool = False
+    config: MeasureOptions,
+    run: Run,
+    progress: Progress,
+    *,
+    texts: bool = True,
+    by_blocks: bool = False,
+    columns: Sequence[str] = (),
 ) -> study_settings.Material:
     """Open the data, load the encoder and bring the image embeddings, computing those that are missing.
 
@@ -98,9 +135,13 @@ def prepare(
         Whether the job may embed texts or prompts too: both towers' precision has to do then.
     by_blocks : bool
         Above `LARGE` leave the embeddings in the cache: the material's are `engine.features.StoredRows` then.
+    columns : sequence of str
+        Sample columns that the job will ask for.
 
     Raises
     ------
+    UsageError
+        The samples have no such column.
     DataError
         The data have no labels, or a split that is needed has no embedded sample.
     """
@@ -108,23 +149,14 @@ def prepare(
         dataset = opening.open_data(config)
         if not dataset.label_names:
             raise DataError(f"{dataset.called} has no labels; name them, such as --data labels=[Pneumonia,Edema]")
+        opening.check_columns(columns, dataset.samples)
         dataset = opening.split_data(dataset, config.split)
         step.items = len(dataset)
     with run.step("load model"):
         encoder = opening.load_model(config, config.cache, dataset, ("image", "text") if texts else ("image",))
     cache = Cache(config.cache)
     with run.step("embed images") as step:
-        report = cache.embed(
-            dataset,
-            encoder,
-            ("image",),
-            batch_size=config.batch_size,
-            threads=config.threads,
-            settled=partial(run.plan, encoder.id, dataset.schema, ("image",)),
-            progress=progress,
-        )
-        step.items, step.reused, step.bytes = report.computed["image"], report.reused["image"], report.bytes
-    run.fail(report.failures)
+        embed(config, run, cache, dataset, encoder, "image", progress, step)
     stored = cache.stored_features(dataset, encoder, "image")
     kept = dataset.take(stored.rows)
     # In memory they are float32.

@@ -9,11 +9,15 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from engine.dataset import Dataset
+from engine.errors import UsageError
 from engine.memory import importing
 from engine.model_files import resolve_model
 from engine.sources import open_dataset
 from engine.splits import apply_split
+from engine.tables import offer
 from jobs.config import DatasetOptions, ModelOptions, SplitOptions
 
 if TYPE_CHECKING:
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
     from engine.encoder import Encoder
 
 log = logging.getLogger(__name__)
+
+
+def check_columns(names: Sequence[str], samples: pd.DataFrame) -> None:
+    """Raise UsageError for a name that no column of the samples has."""
+    for name in names:
+        if name not in samples:
+            raise UsageError(f"no sample column {name!r} for subgroups; {offer(name, samples.columns)}")
 
 
 def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dataset:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from analysis import prompts, thresholds
+from analysis import thresholds
 from analysis.heads import LinearHead
 from analysis.metrics import Prediction
 from analysis.probes import candidates, sweeping
@@ -29,7 +29,7 @@ from jobs.metric_tables import subgroup_tables
 from jobs.probe_options import Config
 from jobs.progress import Progress
 from jobs.runs import open_run
-from jobs.study_analyses import SubgroupSection, check_columns, write_subgroups
+from jobs.study_analyses import SubgroupSection, write_subgroups
 
 __all__ = ["Config", "Probed", "run"]
 
@@ -84,8 +84,7 @@ def run(
     probe_options.check(config)
     with open_run("probe", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         from_text = config.kind in candidates.FROM_TEXT and config.protocol == "sound"
-        material = measuring.prepare(config, record, progress, texts=from_text)
-        check_columns(config.by, material.dataset.samples)
+        material = measuring.prepare(config, record, progress, texts=from_text, columns=config.by)
         inputs = material.features
         if config.kind == "attention":
             material, inputs = probe_inputs.tokens(material, config, record, progress)
@@ -110,8 +109,7 @@ def run(
                 convergence = found.convergence_sentence()
         path = record.path(heads.HEAD_FILE)
         more = {"layer": config.layer} if config.kind == "attention" else {}
-        kept = dataclasses.replace(kept, provenance={**kept.provenance, heads.SPLIT: material.split_digest, **more})
-        kept.save(path)
+        heads.trained_in(kept, material.split_digest, **more).save(path)
         with record.step("metrics") as step:
             step.items = study_scores.write_metrics(
                 material, [setting], config.protocol, record, config.replicates, config.seed
@@ -124,7 +122,7 @@ def run(
                     material, [setting], wanted, config.protocol, record, config.replicates, config.seed
                 )
     done = measuring.measured(record, setting.name, head=path, unjudged=unjudged)
-    return Probed(done.folder, done.setting, done.metrics, done.failures, done.head, done.unjudged, table, convergence)
+    return Probed(**vars(done), sweep=table, convergence=convergence)
 
 
 def held_rows(material: study_settings.Material, config: Config) -> np.ndarray:
@@ -143,10 +141,8 @@ def fit(material: study_settings.Material, inputs: np.ndarray, config: Config) -
         "encoder_id": material.encoder.id, "device": str(material.encoder.device),
     }  # fmt: skip
     if config.kind in candidates.FROM_TEXT:
-        wanted = prompts.build_prompts(names, config.templates)
-        options["text"], _ = wanted.combine(
-            material.cache.text_features(wanted.texts, material.encoder), normalize=True
-        )
+        asked = study_settings.ZeroShotSection(templates=config.templates)
+        options["text"] = study_settings.label_texts(asked, "sound", names, material.encoder, material.cache)
         options["scale"] = float(material.encoder.logit_scale)
     held = held_rows(material, config)
     if config.folds:

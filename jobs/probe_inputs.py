@@ -7,11 +7,11 @@ cache has them, in float16: they are held in memory, twice while a probe is trai
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 import numpy as np
 
 from engine.errors import DataError
+from jobs import measuring
 from jobs.probe_options import Config
 from jobs.progress import Progress, spoken_bytes
 from jobs.runs import Run
@@ -32,16 +32,10 @@ def tokens(material: Material, config: Config, record: Run, progress: Progress) 
     """
     what = f"tokens@{config.layer}"
     with record.step(f"embed {what}") as step:
-        done = material.cache.embed(
-            material.dataset, material.encoder, (what,), batch_size=config.batch_size, threads=config.threads,
-            settled=partial(record.plan, material.encoder.id, material.dataset.schema, (what,)), progress=progress,
-        )  # fmt: skip
-        step.items, step.reused = sum(done.computed.values()), sum(done.reused.values())
-        step.bytes = done.bytes
-    record.fail(done.failures)
+        measuring.embed(config, record, material.cache, material.dataset, material.encoder, what, progress, step)
     stored = material.cache.tokens(material.dataset, material.encoder, config.layer)
     if not len(stored):
-        raise DataError(f"no sample of {material.dataset.schema!r} has tokens; see {record.folder / 'failures.csv'}")
+        raise DataError(f"no sample of {material.dataset.called} has tokens; see {record.folder / 'failures.csv'}")
     log.info("tokens: %s in memory", spoken_bytes(int(np.prod(stored.shape)) * stored.dtype.itemsize))
     rows = stored.rows
     kept = Material(

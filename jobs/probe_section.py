@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from analysis.heads import LinearHead
-from analysis.probes import candidates, sweeping
+from analysis.probes import candidates
 from jobs import config as configs
 
 LINEAR_PROBE = "Linear probe"
@@ -67,7 +67,7 @@ class StudyProbeSection(ProbeSection):
     @field_validator("kind", mode="before")
     @classmethod
     def _ends_in_weights(cls, kind: Any) -> Any:
-        if kind in sweeping.KINDS and kind not in get_args(LinearKind):
+        if kind in candidates.KINDS and kind not in get_args(LinearKind):
             raise ValueError(
                 f"{kind!r} has no weights on the embedding, which heatmaps and fine-tuning need; choose "
                 f"{', '.join(get_args(LinearKind))}, or try it alone: fluoro probe --kind {kind}"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.bootstrap import bootstrap_metrics, clustered_bootstrap
 from analysis.metrics import Prediction
-from analysis.probes import sweeping
+from analysis.probes import candidates, sweeping
 from jobs.metric_tables import with_interval
 from jobs.runs import Run
 from jobs.study_records import number
@@ -19,7 +19,7 @@ from jobs.study_settings import Material
 
 SWEEP_FILE, CONVERGENCE_FILE = "sweep.csv", "convergence.csv"
 SWEPT = ("auroc_macro", "map", "auroc", "ap")
-OWN_COLUMNS = ("candidate", "class_weight", "C", "features", *sweeping.GRID)
+OWN_COLUMNS = ("candidate", "class_weight", "C", "features", *candidates.GRID)
 
 
 def sweep_table(
@@ -60,7 +60,7 @@ def _losses(truth: np.ndarray, found: sweeping.Sweep, groups: np.ndarray, replic
     return pd.DataFrame(rows)
 
 
-def _of(candidate: sweeping.Candidate) -> dict[str, object]:
+def _of(candidate: candidates.Candidate) -> dict[str, object]:
     return {
         "class_weight": candidate.class_weight,
         "C": candidate.C,
@@ -69,7 +69,7 @@ def _of(candidate: sweeping.Candidate) -> dict[str, object]:
     }
 
 
-def _problems(found: sweeping.Sweep, candidate: sweeping.Candidate) -> tuple[int, int]:
+def _problems(found: sweeping.Sweep, candidate: candidates.Candidate) -> tuple[int, int]:
     """Return how many convex problems a candidate is, and how many of them are solved."""
     fits = found.fits.get(candidate.features)
     if fits is None or candidate.C is None:
@@ -80,7 +80,7 @@ def _problems(found: sweeping.Sweep, candidate: sweeping.Candidate) -> tuple[int
 
 def write_sweep(record: Run, table: pd.DataFrame, found: sweeping.Sweep) -> None:
     """Write the sweep as result lines and as tables."""
-    values = [name for name in table if name in ("C", *sweeping.GRID, "value", "low", "high")]
+    values = [name for name in table if name in ("C", *candidates.GRID, "value", "low", "high")]
     record.record_all(
         [
             {

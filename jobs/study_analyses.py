@@ -25,10 +25,10 @@ from analysis.space.measures import Measure
 from analysis.vectors import normalise_rows
 from engine.errors import DataError, UsageError
 from engine.splits import SPLITS
-from engine.tables import offer
 from jobs import config as configs
 from jobs import runs
-from jobs.leak_search import leak_index, part_searches
+from jobs.leak_search import image_pairs
+from jobs.opening import check_columns
 from jobs.study_records import number, sentence_rows
 from jobs.study_settings import Material, Setting
 
@@ -321,31 +321,18 @@ def write_split(material: Material, section: LeakSection, run: runs.Run) -> None
     if not section.enabled:
         return
     dataset, split = material.dataset, material.split
-    ids = dataset.ids
-    index = leak_index(material.cache, material.encoder.id, "auto", material.features.shape)
-    searches = part_searches(index, material.keys, split)
-    keys = np.array([key.tobytes().hex() for key in material.keys], dtype=object)
-    near = leaks.near_duplicates(material.features, split, section.threshold, searches=searches)
-    # The same bytes are said once, as what they are.
-    near = near[keys[near["first"]] != keys[near["second"]]]
-    found = [
-        leaks.name_pairs(pairs, kind, ids, dataset.groups, split)
-        for kind, pairs in (
-            ("identical image", leaks.identical_pairs(keys, split)),
-            ("near-duplicate image", near),
-            (
-                "identical text",
-                leaks.identical_pairs(np.array([leaks.plain_text(text) for text in dataset.samples["text"]]), split),
-            ),
-        )
-    ]
-    table = pd.concat(found, ignore_index=True)
+    found = image_pairs(
+        material.cache, dataset, material.encoder.id, material.features, material.keys, section.threshold
+    )
+    texts = np.array([leaks.plain_text(text) for text in dataset.samples["text"]])
+    same = leaks.name_pairs(leaks.identical_pairs(texts, split), "identical text", dataset.ids, dataset.groups, split)
+    table = pd.concat([found.pairs, same], ignore_index=True)
     table.to_csv(run.path("leaks.csv"), index=False)
     counts = {str(kind): int(count) for kind, count in table["kind"].value_counts().items()}
     run.record_all([{"kind": "leak", "metric": kind, "value": count} for kind, count in counts.items()])
     said = verdicts.leak_sentence(counts, section.threshold)
-    if index.info.how != "exact":
-        said += f" Near-duplicates were looked for with the {index.info.how} index, which may miss some."
+    if found.how != "exact":
+        said += f" Near-duplicates were looked for with the {found.how} index, which may miss some."
     run.record_all(sentence_rows("data", [said]))
 
 
@@ -356,13 +343,6 @@ def _distinct(settings: Sequence[Setting]) -> list[Setting]:
         if not any(setting.features is earlier.features for earlier in distinct):
             distinct.append(setting)
     return distinct
-
-
-def check_columns(names: Sequence[str], samples: pd.DataFrame) -> None:
-    """Raise UsageError for a name that no column of the samples has."""
-    for name in names:
-        if name not in samples:
-            raise UsageError(f"no sample column {name!r} for subgroups; {offer(name, samples.columns)}")
 
 
 def _subgroup_columns(material: Material, section: SubgroupSection) -> dict[str, np.ndarray]:

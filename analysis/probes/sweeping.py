@@ -18,28 +18,13 @@ import pandas as pd
 from analysis.crossfit import group_folds
 from analysis.heads import LinearHead
 from analysis.metrics import check_truth
-from analysis.probes.candidates import CONVEX, FEATURES, FROM_TEXT, GRID, KINDS, LINEAR, PARAMETERS, Candidate, Options
+from analysis.probes.candidates import Candidate, Options
 from analysis.probes.fitters import Fitter, fitter_of
 from analysis.probes.fitting import check_part
 from analysis.probes.logistic import TOLERANCE, LogisticFits
 from analysis.probes.selection import choose_best, mean_average_precision, mean_log_loss
 from analysis.probes.stored import StoredProbe
 from engine.errors import DataError, UsageError
-
-__all__ = [
-    "CONVEX",
-    "FEATURES",
-    "FROM_TEXT",
-    "GRID",
-    "KINDS",
-    "LINEAR",
-    "PARAMETERS",
-    "Candidate",
-    "Options",
-    "Sweep",
-    "sweep_on_folds",
-    "sweep_on_validation",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,9 @@ device = click.option("--device", help="auto, cpu, cuda or cuda:N. [auto]")
 @options.cache
 @options.splits
 @protocol
-@click.option("--start", metavar="HEAD", help="Head to start from: probe, text, random or a .npz file. [probe]")
+@click.option(
+    "--start", metavar="HEAD", help="Head to start from: probe, text, random, or a .npz file or its run. [probe]"
+)
 @click.option(
     "--trainable",
     "finetune__trainable",

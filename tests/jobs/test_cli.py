@@ -59,6 +59,13 @@ def test_embed_opens_its_data_and_begins_to_hash_weights_before_torch_is_importe
     assert done.stdout == "set()\n", done.stderr
 
 
+@pytest.mark.parametrize("module", ["jobs.cache_export", "jobs.cache_import", "jobs.index", "jobs.cache"])
+def test_verbs_that_copy_rows_do_not_import_torch(module):
+    script = f"import sys, {module}; print({{'torch', 'open_clip'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+
+
 # -- Help ------------------------------------------------------------------------------------------------------------
 
 

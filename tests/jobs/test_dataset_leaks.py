@@ -48,7 +48,7 @@ def test_copies_are_named_and_the_exit_status_says_so(place, capsys):
     found = json.loads(capsys.readouterr().out)
     assert status == 1
     pairs = {(row["kind"], row["id"], row["other_id"]) for row in found["pairs"]}
-    assert pairs == {("identical image", "s0", "s8"), ("near-duplicate", "s1", "s9")}
+    assert pairs == {("identical image", "s0", "s8"), ("near-duplicate image", "s1", "s9")}
     assert {(row["group"], row["other_group"]) for row in found["pairs"]} == {("p0", "p8"), ("p1", "p9")}
     assert [row["text"] for row in found["texts"]] == ["no acute disease"]
     assert found["texts"][0]["train first"] == "s2" and found["texts"][0]["test first"] == "s10"

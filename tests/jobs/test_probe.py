@@ -304,6 +304,7 @@ def test_by__shows_the_metrics_of_each_subgroup_and_tests_the_gap(common, tmp_pa
     assert pd.read_csv(done.folder / "tables" / "subgroup-gaps-sound.csv")["p"].notna().any()
     with pytest.raises(UsageError, match="no sample column 'vew' for subgroups; nearest: view"):
         probe.run(probe.Config(**tested, by=["vew"]), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()  # nothing was embedded first, and nothing is in the way of the next call
     with pytest.raises(
         UsageError, match=r"'id' has \d+ different values among the test samples; subgroups are at most"
     ):

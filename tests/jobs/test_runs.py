@@ -88,7 +88,7 @@ def test_plans_are_kept_by_work_the_latest_of_each(tmp_path):
         ("one", 4, True), ("two", 8, False),
     ]  # fmt: skip
     (tmp_path / "run" / "config.yaml").write_text("model: m\ndataset: folder:x\n")
-    assert known_runs(tmp_path).plans["one", "folder:x"]["compiled_reason"] == "long enough"
+    assert known_runs(tmp_path).plans["one", "folder:x", "image"]["compiled_reason"] == "long enough"
 
 
 def test_failures_are_listed(tmp_path):

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from analysis.crossfit import group_folds
 from analysis.heads import LinearHead
-from analysis.probes import LinearProbe, MLPProbe, TipAdapterProbe, fit_probe, fitters, sweeping
+from analysis.probes import LinearProbe, MLPProbe, TipAdapterProbe, candidates, fit_probe, fitters, sweeping
 from engine.errors import DataError, UsageError
 from tests.analysis.probes.data import study_like
 
@@ -27,7 +27,7 @@ def case(rows=240, dimensions=8):
 
 def small_grid(kind):
     grids = SMALL | (SMALL_ATTENTION if kind == "attention" else {})
-    return {name: grids[name] for name in sweeping.PARAMETERS.get(kind, ())}
+    return {name: grids[name] for name in candidates.PARAMETERS.get(kind, ())}
 
 
 def unit(x):
@@ -79,7 +79,7 @@ def test_validation__gives_the_studys_own_probe():
     assert head.provenance["C"] == found.candidates[found.chosen].C
 
 
-@pytest.mark.parametrize("kind", sweeping.KINDS)
+@pytest.mark.parametrize("kind", candidates.KINDS)
 def test_every_kind__answers_for_held_out_rows(kind, caplog):
     x, y, groups = case(120)
     y[:, 2] = False
@@ -98,7 +98,7 @@ def test_every_kind__answers_for_held_out_rows(kind, caplog):
     count = {"ridge": 1, "nearest-mean": 1, "neighbours": 2, "tip-adapter": 4, "mlp": 2, "attention": 2}.get(kind, 4)
     assert found.logits.shape == (count, 120, 3) and np.isfinite(found.logits).all()
     assert found.untrained_labels == ("c",) and "but their prior: c" in caplog.text
-    assert isinstance(found.probe, LinearHead) == (kind in sweeping.LINEAR)
+    assert isinstance(found.probe, LinearHead) == (kind in ("logistic", "text-prior", "ridge", "nearest-mean"))
     assert roc_auc_score(y[:, 0], found.levelled[found.chosen][:, 0]) > 0.55
     assert sweeping.sweep_on_validation(x[:80], y[:80], x[80:], y[80:], **options).logits.shape == (count, 40, 3)
 
@@ -167,7 +167,7 @@ def test_feature_sets__are_candidates_beside_one_another():
         found.convergence_sentence()
     )
     with pytest.raises(UsageError, match="'neighbours' is always on embeddings of length 1; raw ones are for logistic"):
-        sweeping.Options(kind="neighbours", features=["raw"])
+        candidates.Options(kind="neighbours", features=["raw"])
 
 
 @pytest.mark.parametrize("kind", ["logistic", "mlp"])
