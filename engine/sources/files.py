@@ -7,6 +7,7 @@ never followed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -157,7 +158,7 @@ def walk_files(root: str) -> list[str]:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         waiting.append((f"{prefix}{entry.name}/", entry.path))
                     else:
                         found.append(prefix + entry.name)
@@ -165,6 +166,16 @@ def walk_files(root: str) -> list[str]:
             raise DataError(f"cannot list the folder {folder!r}: {_reason(error)}") from error
     found.sort()
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or leads to one; a link that leads nowhere, such as to itself, does not."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def suffix_of(name: str) -> str:

@@ -120,6 +120,14 @@ def test_walk_files__sorted_without_hidden_ones_and_loops(tmp_path):
     assert walk_files(str(tmp_path)) == ["a.png", "b/c.png"]
 
 
+def test_walk_files__a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").touch()
+    os.symlink("loop.png", tmp_path / "loop.png")
+    assert walk_files(str(tmp_path)) == ["a.png", "loop.png"]
+    with pytest.raises(ImageError, match=r"loop\.png: Too many levels of symbolic links"):
+        FileReader(str(tmp_path)).read("loop.png")
+
+
 def test_count_suffixes():
     assert count_suffixes(["a.TXT", "b.txt", "c", "d.csv", "e.csv", "f.csv"]) == "3 .csv, 2 .txt, 1 without suffix"
     assert count_suffixes([f"a.{letter}" for letter in "abcdefgh"]).endswith("2 others")
