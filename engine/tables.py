@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
 from engine.errors import DataError, ImageError, UsageError
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Text in Arrow buffers; what is missing is NaN, as in pandas' own "str".
 TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+# Up to here float64 has every whole number.
+LARGEST_WHOLE_FLOAT = 2**53
 BLANK_VALUES = ("", "nan", "none", "null", "na", "n/a", "<na>")
 
 
@@ -129,7 +132,19 @@ def _read_parquet(content: str | io.BytesIO, name: str) -> pd.DataFrame:
     if heavy:
         logger.warning("%s: the columns %s hold bytes and are not read; images come from paths", name, heavy)
     table = file.read(columns=[field.name for field in file.schema_arrow if field.name not in heavy])
-    return table.to_pandas(types_mapper=_pandas_type, split_blocks=True).reset_index(drop=True)
+    frame = table.to_pandas(types_mapper=_pandas_type, split_blocks=True).reset_index(drop=True)
+    for name in table.column_names:
+        if _loses_digits(table[name]):
+            frame[name] = table[name].to_pandas(types_mapper=pd.ArrowDtype)
+    return frame
+
+
+def _loses_digits(values: pa.ChunkedArray) -> bool:
+    """Tell whether pandas would round whole numbers, which it makes floating-point ones where some are missing."""
+    if not (pa.types.is_integer(values.type) and values.null_count):
+        return False
+    bounds = pc.min_max(values).as_py()
+    return any(abs(bound) > LARGEST_WHOLE_FLOAT for bound in bounds.values() if bound is not None)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

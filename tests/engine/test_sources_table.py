@@ -90,6 +90,21 @@ def test_numeric_ids_keep_their_form(tmp_path):
     assert dataset.ids.tolist() == ["1", "2"] and dataset.groups.tolist() == ["1", "2"]
 
 
+def test_parquet__long_whole_numbers_keep_every_digit_beside_blanks(tmp_path):
+    """Beyond 2^53 pandas would round them, and two patients would become one."""
+    columns = {
+        "text": pa.array(["x", "y", "z"]),
+        "group": pa.array([2**60 + 1, 2**60 + 2, None]),
+        "series": pa.array([2**64 - 1, 2**64 - 2, None], pa.uint64()),
+        "age": pa.array([3, None, 5]),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet", view="series")
+    assert dataset.groups.tolist() == [str(2**60 + 1), str(2**60 + 2), "row-2"]
+    assert dataset.samples["view"].tolist() == [str(2**64 - 1), str(2**64 - 2), ""]
+    assert dataset.samples["age"].dtype == np.float64
+
+
 def test_texts_without_images(tmp_path):
     dataset = open_dataset(write(tmp_path, "report", "One.", "Two."))
     assert dataset.ids.tolist() == ["row-0", "row-1"] and dataset.samples["uri"].tolist() == ["", ""]
