@@ -173,7 +173,7 @@ def text_of(values: pd.Series) -> pd.Series:
     if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
         raise DataError(f"the column {values.name!r} holds {values.dtype.pyarrow_dtype}, not text; name another one")
     if pd.api.types.is_float_dtype(values.dtype):
-        whole = values.notna() & (values % 1 == 0)
+        whole = values.notna() & (values % 1 == 0) & (values.abs() < 2.0**63)
         if (whole | values.isna()).all():
             values = values.astype("Int64")
     return values.astype(TEXT).str.strip().fillna("")

@@ -90,6 +90,14 @@ def test_numeric_ids_keep_their_form(tmp_path):
     assert dataset.ids.tolist() == ["1", "2"] and dataset.groups.tolist() == ["1", "2"]
 
 
+def test_parquet__floating_point_numbers_beyond_whole_ones_are_text_too(tmp_path):
+    columns = {"text": pa.array(["x", "y"]), "group": pa.array([1e20, -(2.0**63)]), "view": pa.array([2.0**62, None])}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet")
+    assert [float(group) for group in dataset.groups] == columns["group"].to_pylist()
+    assert dataset.samples["view"].tolist() == [str(2**62), ""]
+
+
 def test_parquet__long_whole_numbers_keep_every_digit_beside_blanks(tmp_path):
     """Beyond 2^53 pandas would round them, and two patients would become one."""
     columns = {
