@@ -162,6 +162,12 @@ def _pandas_type(kind: pa.DataType) -> Any:
     return pd.ArrowDtype(kind) if pa.types.is_nested(kind) or pa.types.is_decimal(kind) else None
 
 
+def check_flat(values: pd.Series) -> None:
+    """Raise DataError where a column holds lists or the like."""
+    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
+        raise DataError(f"the column {values.name!r} holds {values.dtype.pyarrow_dtype}, not text; name another one")
+
+
 def text_of(values: pd.Series) -> pd.Series:
     """Return a column as stripped text (`TEXT`), "" where blank; whole numbers of parquet files without ".0".
 
@@ -170,8 +176,7 @@ def text_of(values: pd.Series) -> pd.Series:
     DataError
         The column holds lists or the like.
     """
-    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
-        raise DataError(f"the column {values.name!r} holds {values.dtype.pyarrow_dtype}, not text; name another one")
+    check_flat(values)
     if pd.api.types.is_float_dtype(values.dtype):
         whole = values.notna() & (values % 1 == 0) & (values.abs() < 2.0**63)
         if (whole | values.isna()).all():
@@ -201,8 +206,9 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
     Raises
     ------
     DataError
-        A cell is no finite number; the message names it with its line.
+        A cell is no finite number, and the message names it with its line; or the column holds lists or the like.
     """
+    check_flat(table[column])
     # Each distinct value is understood once: a column of labels has three, however many rows there are.
     codes, distinct = pd.factorize(table[column], use_na_sentinel=False)
     text = text_of(pd.Series(distinct))

@@ -280,6 +280,8 @@ def test_parquet__bytes_are_not_read_and_lists_are_no_text(tmp_path, caplog):
     assert "object" not in {str(dtype) for dtype in dataset.samples.dtypes}
     with pytest.raises(DataError, match=r"column 'scores' holds list<.*, not text"):
         open_dataset(f"table:{tmp_path}/t.parquet", text="scores")
+    with pytest.raises(DataError, match=r"column 'scores' holds list<.*, not text"):
+        open_dataset(f"table:{tmp_path}/t.parquet", labels=["scores"])
 
 
 def test_table__of_real_radiographs_with_boxes():
