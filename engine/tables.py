@@ -32,6 +32,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 # Up to here float64 has every whole number.
 LARGEST_WHOLE_FLOAT = 2**53
 BLANK_VALUES = ("", "nan", "none", "null", "na", "n/a", "<na>")
+TRUTH_VALUES = {"true": "1", "false": "0"}
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -214,7 +215,7 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
     text = text_of(pd.Series(distinct))
     folded = text.str.lower()
     empty = folded.isin(BLANK_VALUES).to_numpy()
-    meanings = folded.mask(empty, "nan").replace({"true": "1", "false": "0"})
+    meanings = folded.mask(empty, "nan").replace(TRUTH_VALUES)
     numbers = pd.to_numeric(meanings, errors="coerce").to_numpy(dtype=np.float64)[codes]
     empty = empty[codes]
     wrong = ~np.isfinite(numbers) if blank is None else ~np.isfinite(numbers) & ~empty

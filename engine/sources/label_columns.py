@@ -13,7 +13,7 @@ import pandas as pd
 
 from engine.errors import DataError, UsageError
 from engine.sources.schema import as_names
-from engine.tables import BLANK_VALUES, numbers_of, offer, place, require_columns, text_of
+from engine.tables import BLANK_VALUES, TRUTH_VALUES, numbers_of, offer, place, require_columns, text_of
 
 
 def label_matrix(table: pd.DataFrame, columns: Iterable[str], path: str | Path) -> np.ndarray:
@@ -93,7 +93,7 @@ def _labels_of_lists(
 
 
 def _is_numeric(values: pd.Series) -> bool:
-    """Tell whether a column holds numbers or blanks only, with at least one number."""
+    """Tell whether a column holds numbers, true, false or blanks only, and not blanks alone."""
     text = pd.Series(text_of(values).unique()).str.lower()
     text = text[~text.isin(BLANK_VALUES)]
-    return len(text) > 0 and bool(pd.to_numeric(text, errors="coerce").notna().all())
+    return len(text) > 0 and bool(pd.to_numeric(text[~text.isin(TRUTH_VALUES)], errors="coerce").notna().all())

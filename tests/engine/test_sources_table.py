@@ -64,6 +64,13 @@ def test_labels_from_a_list_column(table):
     assert dataset.labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("values", [[True, False, True, None], ["TRUE", "false", "1", ""]])
+def test_labels_from_one_column_of_truth_values(tmp_path, values):
+    parquet.write_table(pa.table({"text": list("abcd"), "Edema": values}), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet?labels=Edema")
+    assert dataset.label_names == ("Edema",) and dataset.labels.tolist() == [[1], [0], [1], [0]]
+
+
 def test_keep__filters_rows_and_keeps_line_numbers(table):
     dataset = open_dataset(table + "?keep=view:PA&labels=names")
     assert dataset.ids.tolist() == ["a.png", "c.png", "d.png"]
