@@ -82,16 +82,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if kind == ".parquet":
             table = _read_parquet(content, last_part(file))
         else:
-            table = pd.read_csv(
-                content,
-                dtype=TEXT,
-                keep_default_na=False,
-                na_filter=False,
-                sep="\t" if kind == ".tsv" else ",",
-                encoding="utf-8-sig",
-                index_col=False,
-                compression="gzip" if file.endswith(".gz") else None,
-            )
+            table = _read_csv(content, file, "\t" if kind == ".tsv" else ",")
     except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser and encodings raise ValueErrors
         message = f"cannot read the table {file!r}: {error}; check that it is a UTF-8 {kind} file"
         raise DataError(message) from error
@@ -138,6 +129,40 @@ def _read_parquet(content: str | io.BytesIO, name: str) -> pd.DataFrame:
         if _loses_digits(table[name]):
             frame[name] = table[name].to_pandas(types_mapper=pd.ArrowDtype)
     return frame
+
+
+def _read_csv(content: str | io.BytesIO, file: str, separator: str) -> pd.DataFrame:
+    """Return a CSV file's cells as text; DataError for a row with more cells than the header has names."""
+
+    def read(**options: Any) -> pd.DataFrame:
+        if not isinstance(content, str):
+            content.seek(0)
+        return pd.read_csv(
+            content,
+            dtype=TEXT,
+            keep_default_na=False,
+            na_filter=False,
+            sep=separator,
+            encoding="utf-8-sig",
+            compression="gzip" if file.endswith(".gz") else None,
+            **options,
+        )
+
+    table = read()
+    if isinstance(table.index, pd.RangeIndex):
+        return table
+    # The first row has more cells than the header, so pandas took its first ones for an index.
+    width = len(table.columns)
+    surplus = table.reset_index(allow_duplicates=True).iloc[:, width:].astype(str)
+    filled = (surplus != "").to_numpy()
+    if filled.any():
+        row = int(np.flatnonzero(filled.any(axis=1))[0])
+        cell = surplus.iloc[row, int(np.flatnonzero(filled[row])[0])]
+        raise DataError(
+            f"{place(file, row)} has more cells than the header has names ({width}), such as {cell!r}; put cells that "
+            f"hold {separator!r} in quotes"
+        )
+    return read(index_col=False, usecols=range(width))
 
 
 def _loses_digits(values: pa.ChunkedArray) -> bool:

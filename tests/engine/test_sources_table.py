@@ -1,5 +1,6 @@
 """Tables of samples."""
 
+import gzip
 import time
 import tracemalloc
 from decimal import Decimal
@@ -179,11 +180,24 @@ def test_table__that_cannot_be_read(tmp_path):
         ("binary.csv", b"\x89PNG\xff\xfe\n", "cannot read the table"),
         ("twice.csv", b"image, image\na,b\n", "names the column 'image' more than once"),
         ("columns.csv", b"a,b\n1,2\n", "no column of images"),
+        (
+            "commas.csv",
+            b"id,text\n1,Clear,\n2,Heart large, lungs clear\n",
+            "line 3 has more .* ' lungs clear'",
+        ),
         ("bad.parquet", b"PAR1", "cannot read the table"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_dataset(f"table:{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_table__blank_cells_behind_the_last_column_do_no_harm(tmp_path, name):
+    content = b"id,text\n007,One,,\n08,Two\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    dataset = open_dataset(f"table:{tmp_path}/{name}")
+    assert dataset.ids.tolist() == ["007", "08"] and dataset.samples["text"].tolist() == ["One", "Two"]
 
 
 def test_split_can_be_ignored(table):
