@@ -11,6 +11,7 @@ import difflib
 import io
 import logging
 import os
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 # Up to here float64 has every whole number.
 LARGEST_WHOLE_FLOAT = 2**53
 BLANK_VALUES = ("", "nan", "none", "null", "na", "n/a", "<na>")
+NUMBERED = re.compile(r"\.[0-9]+$")
 TRUTH_VALUES = {"true": "1", "false": "0"}
 
 
@@ -149,6 +151,12 @@ def _read_csv(content: str | io.BytesIO, file: str, separator: str) -> pd.DataFr
         )
 
     table = read()
+    if any(NUMBERED.sub("", str(name)) in table.columns for name in table.columns if NUMBERED.search(str(name))):
+        # Perhaps pandas called a second "text" "text.1"; what the file says, is checked by the caller.
+        table.columns = [
+            mangled if said == "" else said
+            for mangled, said in zip(table.columns, read(header=None, nrows=1).iloc[0], strict=True)
+        ]
     if isinstance(table.index, pd.RangeIndex):
         return table
     # The first row has more cells than the header, so pandas took its first ones for an index.
@@ -162,7 +170,7 @@ def _read_csv(content: str | io.BytesIO, file: str, separator: str) -> pd.DataFr
             f"{place(file, row)} has more cells than the header has names ({width}), such as {cell!r}; put cells that "
             f"hold {separator!r} in quotes"
         )
-    return read(index_col=False, usecols=range(width))
+    return read(index_col=False, usecols=range(width)).set_axis(table.columns, axis=1)
 
 
 def _loses_digits(values: pa.ChunkedArray) -> bool:

@@ -179,6 +179,7 @@ def test_table__that_cannot_be_read(tmp_path):
         ("rows.csv", b"image,text\n", "has no rows"),
         ("binary.csv", b"\x89PNG\xff\xfe\n", "cannot read the table"),
         ("twice.csv", b"image, image\na,b\n", "names the column 'image' more than once"),
+        ("same.csv", b"image,text,text\na,b,c\n", "names the column 'text' more than once"),
         ("columns.csv", b"a,b\n1,2\n", "no column of images"),
         (
             "commas.csv",
@@ -190,6 +191,11 @@ def test_table__that_cannot_be_read(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_dataset(f"table:{tmp_path}/{name}")
+
+
+def test_table__columns_may_end_in_numbers(tmp_path):
+    dataset = open_dataset(write(tmp_path, "id,text,text.1,", "1,One,Two,"), text="text,text.1")
+    assert dataset.samples["text"].tolist() == ["One Two"]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
