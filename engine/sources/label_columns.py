@@ -57,7 +57,18 @@ def read_label_columns(
     ----------
     labels, label_names, separator
         See `engine.sources.table.open_table`.
+
+    Raises
+    ------
+    UsageError
+        An empty separator, or names for other columns than there are.
+    DataError
+        A missing column, or a cell that is no label.
     """
+    if not separator:
+        raise UsageError(
+            "separator='' separates no names; leave it out where a cell holds one name, or give a character"
+        )
     columns = [labels] if isinstance(labels, str) and labels in table.columns else as_names(labels)
     if not columns:
         if label_names:
@@ -76,7 +87,7 @@ def _labels_of_lists(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return label names and the (n, L) matrix of a column of lists; each distinct list is taken apart once."""
     codes, distinct = pd.factorize(text_of(table[column]))
-    exploded = pd.Series(distinct).str.split(separator).explode().str.strip()
+    exploded = pd.Series(distinct).str.split(separator, regex=False).explode().str.strip()
     exploded = exploded[~exploded.str.lower().isin(BLANK_VALUES)]
     names = label_names or sorted(exploded.unique())
     unknown = exploded[~exploded.isin(names)]

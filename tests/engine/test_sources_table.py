@@ -65,6 +65,16 @@ def test_labels_from_a_list_column(table):
     assert dataset.labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("separator", ["|", "||", ".*", " and "])
+def test_labels_from_a_list_with_any_separator(tmp_path, separator):
+    columns = {"text": ["a", "b", "c"], "names": [separator.join(["Edema", "Pleural Mass"]), "Edema", ""]}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet", labels="names", separator=separator)
+    assert dataset.label_names == ("Edema", "Pleural Mass") and dataset.labels.tolist() == [[1, 1], [1, 0], [0, 0]]
+    with pytest.raises(UsageError, match="separator='' separates no names"):
+        open_dataset(f"table:{tmp_path}/t.parquet?labels=names&separator=")
+
+
 @pytest.mark.parametrize("values", [[True, False, True, None], ["TRUE", "false", "1", ""]])
 def test_labels_from_one_column_of_truth_values(tmp_path, values):
     parquet.write_table(pa.table({"text": list("abcd"), "Edema": values}), tmp_path / "t.parquet")
