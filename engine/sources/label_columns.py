@@ -61,7 +61,7 @@ def read_label_columns(
     Raises
     ------
     UsageError
-        An empty separator, or names for other columns than there are.
+        An empty separator, a label named twice, or names for other columns than there are.
     DataError
         A missing column, or a cell that is no label.
     """
@@ -74,6 +74,10 @@ def read_label_columns(
         if label_names:
             raise UsageError("label_names says which labels there are, but labels=COLUMN does not say where they stand")
         return (), np.zeros((len(table), 0), dtype=np.int8), []
+    for option, names in (("label_names", label_names), ("labels", columns)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"{option} names {twice[0]!r} more than once; leave one of them out")
     require_columns(table, columns, file)
     if len(columns) > 1 or not isinstance(labels, str) or _is_numeric(table[columns[0]]):
         if label_names and len(label_names) != len(columns):

@@ -65,6 +65,18 @@ def test_labels_from_a_list_column(table):
     assert dataset.labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "names", "label_names": "Mass,Edema,Mass"}, "label_names names 'Mass' more than once"),
+        ({"labels": ["Edema", "Fracture", "Edema"]}, "labels names 'Edema' more than once"),
+    ],
+)
+def test_labels_named_twice_are_refused(table, options, message):
+    with pytest.raises(UsageError, match=message):
+        open_dataset(table, **options)
+
+
 @pytest.mark.parametrize("separator", ["|", "||", ".*", " and "])
 def test_labels_from_a_list_with_any_separator(tmp_path, separator):
     columns = {"text": ["a", "b", "c"], "names": [separator.join(["Edema", "Pleural Mass"]), "Edema", ""]}
