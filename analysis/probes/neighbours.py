@@ -120,6 +120,10 @@ class NeighbourProbe(Probe):
 
     def _shares(self, x: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         asked, stored = self._scaled(x), self.stored_
+        if self.metric == "euclidean":
+            # Seen from the middle of those stored, fewer digits cancel.
+            middle = stored.mean(axis=0)
+            asked, stored = asked - middle, stored - middle
         most = min(max(counts), len(stored))
         found = np.empty((len(counts), len(asked), self.truth_.shape[1]))
         squares = (stored**2).sum(axis=1)
