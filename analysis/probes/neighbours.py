@@ -12,6 +12,7 @@ import numpy as np
 
 from analysis.probes.base import LinearEstimator, Probe, WeightedProbe, unit_rows
 from analysis.probes.linear import text_vectors
+from analysis.vectors import without_rounding
 
 # Products (queries x stored samples) that are held at once.
 _CELLS = 1 << 24
@@ -132,8 +133,11 @@ class NeighbourProbe(Probe):
             some = asked[start : start + step]
             similarity = some @ stored.T
             if self.metric == "euclidean":
-                away = np.maximum((some**2).sum(axis=1)[:, None] + squares - 2 * similarity, 0)
-                similarity = -np.sqrt(away)
+                lengths = (some**2).sum(axis=1)
+                away = np.maximum(lengths[:, None] + squares - 2 * similarity, 0)
+                similarity = -np.sqrt(without_rounding(away, float(lengths.max() + squares.max())))
+            else:
+                similarity = without_rounding(similarity)
             nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
             near = np.take_along_axis(similarity, nearest, axis=1)
             truth = self.truth_[nearest]

@@ -154,6 +154,15 @@ def test_neighbours__are_found_far_from_the_origin_too():
     np.testing.assert_allclose(probe.shares(far), np.stack([chance[:, 1] for chance in oracle.predict_proba(far)]).T)
 
 
+def test_neighbours_equally_near__come_in_the_order_of_rows():
+    """Multiples of whole numbers have the same direction, and not the same last bits."""
+    rng = np.random.default_rng(3)
+    rows = rng.integers(1, 4, (30, 3))
+    x = np.concatenate([rows, 3 * rows, 7 * rows])
+    y = np.repeat([[1, 0], [0, 1], [0, 1]], 30, axis=0)
+    np.testing.assert_array_equal(NeighbourProbe(1).fit(x, y).shares(x)[:, 0], 1.0)
+
+
 def test_tip_adapter__is_its_formula_and_zero_shot_without_affinities():
     x, y = study_like(50, 6)
     text = np.random.default_rng(0).normal(size=(2, 6))
