@@ -223,7 +223,7 @@ def _check(
     number = int(labels.max()) + 1 if classes is None else classes
     if labels[kept].min() < 0 or labels.max() >= number:
         raise DataError(f"classes lie between {labels[kept].min()} and {labels.max()}, expected 0 to {number - 1}")
-    return values[kept], labels[kept], number
+    return values[kept], labels[kept].astype(np.int64), number
 
 
 def _centroids(values: np.ndarray, labels: np.ndarray, number: int, counts: np.ndarray) -> np.ndarray:
