@@ -172,9 +172,9 @@ def nearest_neighbours(
     UsageError
         k larger than the collection.
     """
-    codes = group_codes(groups, features.shape[0])
-    nearest = Nearest(k, codes, device)
-    sweep(Points(features, normalize=normalize, device=device), [nearest])
+    points = Points(features, normalize=normalize, device=device)
+    nearest = Nearest(k, group_codes(groups, points.count), device)
+    sweep(points, [nearest])
     return nearest.rows.cpu().numpy(), nearest.squares.sqrt().cpu().numpy()
 
 
