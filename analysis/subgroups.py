@@ -266,7 +266,9 @@ def age_bands(ages: Sequence[float] | np.ndarray | pd.Series, edges: Sequence[fl
     steps = [f"{value:g}" for value in edges]
     if not steps or sorted(set(edges)) != list(edges):
         raise UsageError(f"age bands must begin at increasing ages, got {tuple(edges)}")
-    inner = [f"{low}-{high - 1:g}" for low, high in zip(steps, list(edges)[1:], strict=False)]
+    # Whole years end the year before the next band; halves have no year before.
+    whole = all(float(value).is_integer() for value in edges)
+    inner = [f"{low:g}-{high - 1:g}" if whole else f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
     titles = np.array([f"under {steps[0]}", *inner, f"{steps[-1]} and over"], dtype=object)
     bands = titles[np.searchsorted(np.asarray(edges, dtype=np.float64), np.nan_to_num(years), side="right")]
     return np.where(np.isnan(years), "", bands)

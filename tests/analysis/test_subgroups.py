@@ -126,6 +126,9 @@ def test_bands__name_ages_and_numbers_of_findings():
     assert subgroups.age_bands(ages).tolist() == [
         "under 18", "under 18", "18-39", "18-39", "40-59", "60-79", "80 and over", "80 and over", "", "", "40-59", ""
     ]  # fmt: skip
+    infants = [0.2, 0.5, 1.4, 1.5, 17.9, 18]
+    bands = ["under 0.5", "0.5 to 1.5", "0.5 to 1.5", "1.5 to 18", "1.5 to 18", "18 and over"]
+    assert subgroups.age_bands(infants, (0.5, 1.5, 18)).tolist() == bands
     with pytest.raises(UsageError, match="increasing"):
         subgroups.age_bands(ages, (40, 18))
     y = np.array([[0, 0, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
