@@ -89,9 +89,9 @@ class Subgroups:
         -------
         DataFrame
             setting, metric, label, best, worst, gap (not negative), low, high (interval of the difference between
-            these two, chosen as they are: it does not know of the choice, the p-value does), p, p_holm (over all rows),
-            subgroups (how many were compared). A subgroup in which the metric is undefined is left out; where fewer
-            than two remain, best and worst are "" and the numbers NaN.
+            these two, chosen as they are: it does not know of the choice, the p-value does; NaN where one of them has
+            one patient alone), p, p_holm (over all rows), subgroups (how many were compared). A subgroup in which the
+            metric is undefined is left out; where fewer than two remain, best and worst are "" and the numbers NaN.
         """
         compared = self.counts.loc[self.counts["compared"], "subgroup"].tolist()
         rows = []
@@ -157,7 +157,10 @@ class Subgroups:
         low_name, high_name = compared[low_place], compared[high_place]
         best, worst = (low_name, high_name) if metric in LOWER_IS_BETTER else (high_name, low_name)
         any_bootstrap = self.bootstraps[compared[0]]
-        ends = percentile_ends(columns[high_name].replicates - columns[low_name].replicates, any_bootstrap.level)
+        low, high = np.nan, np.nan
+        if min(self.bootstraps[name].groups for name in (low_name, high_name)) > 1:
+            drawn = columns[high_name].replicates - columns[low_name].replicates
+            low, high = (float(end) for end in percentile_ends(drawn, any_bootstrap.level))
         null = self.null[
             :, defined, any_bootstrap.settings.index(setting), any_bootstrap.columns.index((metric, label))
         ]
@@ -167,8 +170,8 @@ class Subgroups:
             "best": best,
             "worst": worst,
             "gap": highest - lowest,
-            "low": float(ends[0]),
-            "high": float(ends[1]),
+            "low": low,
+            "high": high,
             "p": float((1 + reached) / (1 + (~np.isnan(spread)).sum())),
         }
 

@@ -137,6 +137,17 @@ def test_bands__name_ages_and_numbers_of_findings():
     assert subgroups.finding_counts(y, NAMES)[0] == "one finding"
 
 
+def test_a_subgroup_of_one_patient__has_no_interval_of_a_gap():
+    """Its resamples hold the same images whenever they hold any."""
+    y, predictions, patients, _ = study(count=60)
+    patients, kind = np.where(np.arange(60) < 10, "one", patients), np.where(np.arange(60) < 10, "his", "others'")
+    result = measured(y, predictions, patients, kind, least_groups=1)
+    assert result.counts["groups"].tolist()[0] == 1
+    gaps, apart = result.gaps(["lrap"]), result.difference("his", "others'", ["lrap"])
+    np.testing.assert_allclose(gaps["gap"], apart["difference"].abs())
+    assert gaps[["low", "high"]].isna().all().all() and apart[["low", "high"]].isna().all().all()
+
+
 def test_two_named_subgroups__are_held_against_each_other_on_the_same_resamples():
     y, predictions, patients, _ = study(count=80)
     kind = np.array(["one finding", "several findings", "no finding"], dtype=object)[np.arange(80) % 3]
