@@ -197,7 +197,7 @@ def bootstrap_distances(
         geometry = weighted_geometry(rows, labels, number, weights)
         drawn[first : first + _AT_A_TIME] = np.stack(inter_intra_ratio(geometry), axis=1)
     low, high = percentile_ends(drawn, level, axis=0)
-    if resamples.shape[1] < 2:
+    if len(np.unique(codes)) < 2:
         low, high = np.full(3, np.nan), np.full(3, np.nan)
     defined = np.isfinite(drawn).sum(axis=0)
     point = (value.inter, value.intra, value.ratio)
