@@ -167,6 +167,7 @@ def run(
             step.items = len(index)
         compared: dict[str, list[study_settings.Setting]] = {}
         cases: list[dict[str, Any]] = []
+        between: list[pd.DataFrame] = []
         for protocol in config.protocols:
             # What fine-tuning leaves frozen need not run again for each fold of the heatmaps.
             kept = KeptResults() if config.heatmaps.enabled and config.heatmaps.folds else None
@@ -176,9 +177,12 @@ def run(
                     material, compared[protocol], protocol, record, config.replicates, config.seed, config.permutations
                 )
             with record.step(f"distances ({protocol})"):
-                study_scores.write_distances(
-                    material, compared[protocol], protocol, record, config.replicates, config.seed
+                between.append(
+                    study_scores.write_distances(
+                        material, compared[protocol], protocol, record, config.replicates, config.seed
+                    )
                 )
+                study_scores.write_pairs(between, record)
             _questions(config, material, compared[protocol], protocol, record)
             _soundness(config, material, compared[protocol], protocol, record, progress)
             if config.heatmaps.enabled:

@@ -271,6 +271,39 @@ def test_study__a_second_run_computes_no_embedding_again(small_run) -> None:
     np.testing.assert_allclose(both["value"], both["value_again"])
 
 
+def test_study__that_goes_on_leaves_what_an_undisturbed_one_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped behind all settings: its fine-tuned models and its tables are there already."""
+    values = {
+        "data.source": "phantom:60?seed=3&enrich=0.1&size=96", "cache": str(tmp_path / "cache"),
+        "model": f"local-dir:{models.open_clip_vit(tmp_path / 'model')}", "protocols": ["sound", "paper"],
+        "heatmaps.enabled": False, **SMALL,
+    }  # fmt: skip
+    config = configs.load_config(study.Config, options=values)
+    whole = study.run(config, out=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(study.study_showcase, "write_retrieval", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            study.run(config, out=tmp_path / "stopped")
+    again = study.run(config, out=tmp_path / "stopped", resume=True)
+
+    def numbers(result: study.Result) -> list[str]:
+        lines = (result.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        return [
+            line
+            for line, row in zip(lines, map(json.loads, lines), strict=True)
+            if row["kind"] != "cost" and row.get("metric") != "minutes" and row.get("section") != "cost"
+        ]
+
+    assert numbers(again) == numbers(whole)
+    for name in ("distances.csv", "leaks.csv", "tables/figures-sound.csv", "tables/distances-paper.csv"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    np.testing.assert_array_equal(
+        run_record.read_run(again.folder).scores.values, run_record.read_run(whole.folder).scores.values
+    )
+
+
 def test_study__every_finding_by_heads_that_never_saw_its_patient(tmp_path: Path) -> None:
     model = models.cnn(tmp_path / "model")
     overrides = {"heatmaps.folds": 2, "heatmaps.per_label": None, "finetune.trainable": "projection"}
