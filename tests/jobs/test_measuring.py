@@ -132,8 +132,7 @@ def test_runs_of_verbs_can_be_compared(common, probed, tmp_path):
     row = result.differences.iloc[0]
     values = [run.metrics.set_index(["setting", "metric", "label"])["value"] for run in (other, probed)]
     expected = values[0]["Zero-shot", "map", None] - values[1]["Linear probe", "map", None]
-    # scores.npz holds scores in float32
-    assert row["difference"] == pytest.approx(expected, abs=1e-3) and row["other"] == "Linear probe"
+    assert row["difference"] == pytest.approx(expected, abs=1e-9) and row["other"] == "Linear probe"
 
 
 def test_the_papers_zero_shot_is_another_one(common, probed, tmp_path):
