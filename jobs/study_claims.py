@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis import baselines, claim_verdicts, claims, paper, threshold_families
 from analysis.metrics import Prediction
+from engine.labels import nothing_label
 from jobs import runs
 from jobs.probe_section import LINEAR_PROBE, is_probe
 from jobs.run_tables import write_table
@@ -27,7 +28,6 @@ from jobs.study_records import sentence_rows
 from jobs.study_settings import FINE_TUNING, ZERO_SHOT, Material, Setting
 
 SECTION = "claims"
-NOTHING = "No Finding"
 
 
 def write_claims(
@@ -95,11 +95,6 @@ def write_claims(
         )
     run.record_all(sentence_rows(SECTION, said))
     return len(test)
-
-
-def nothing_label(label_names: Sequence[str]) -> str | None:
-    """Return the label that says that there is no finding, however it is spelled; None where there is none."""
-    return next((name for name in label_names if name.replace("_", " ").lower() == NOTHING.lower()), None)
 
 
 def _over_prediction(

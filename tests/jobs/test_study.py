@@ -220,6 +220,31 @@ def test_chance_of_missing_is_the_hypergeometric_one(items: int, right: int, k: 
     assert study_analyses._miss(items, right, k) == pytest.approx(expected)
 
 
+def test_study__no_finding_is_none_however_it_is_spelled(tmp_path: Path) -> None:
+    nothing = "no_finding"
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    pathology = rng.random((60, 2)) < 0.4
+    for row in range(60):
+        values = rng.integers(0, 255, (32, 32)).astype(np.uint8)
+        Image.fromarray(values).save(tmp_path / "images" / f"{row}.png")
+    table = pd.DataFrame(pathology.astype(int), columns=["Edema", "Pneumonia"])
+    table[nothing] = (~pathology.any(axis=1)).astype(int)
+    table["image"] = [f"images/{row}.png" for row in range(60)]
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    options = {"image": "image", "labels": ["Edema", "Pneumonia", nothing]}
+    result = run_study(
+        f"table:{tmp_path / 'labels.csv'}", models.cnn(tmp_path / "model"), tmp_path / "run", tmp_path / "cache",
+        **{"data.options": options, "finetune.enabled": False, "split.fractions": [0.4, 0.3, 0.3]},
+    )  # fmt: skip
+    record = run_record.read_run(result.folder)
+    counted = record.scores.truth[:, :2].sum(axis=1)
+    kinds = record.rows("subgroup").query("column == 'findings'").groupby("subgroup")["n"].first()
+    names = np.array(["no finding", "one finding", "several findings"])[counted]
+    assert len(kinds) > 1 and kinds.to_dict() == pd.Series(names).value_counts().to_dict()
+    assert {query["query"].get("text") for query in record.retrieval} <= {"Edema", "Pneumonia", None}
+
+
 def test_study__an_unknown_subgroup_column_is_named(tmp_path: Path) -> None:
     model = models.open_clip_vit(tmp_path / "model")
     asked = {"subgroups.columns": ["seks"], "finetune.enabled": False, "heatmaps.enabled": False}
