@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.run_record import RunRecord
-from analysis.sentences import FEW_POSITIVES, TITLES
+from analysis.sentences import FEW_POSITIVES, TITLES, with_protocol
 
 OVERALL = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro", "brier", "ece")
 NOT_FOR_DIAGNOSIS = (
@@ -191,13 +191,13 @@ def _limits(record: RunRecord) -> list[str]:
         "- One data set, one way of labelling it; nothing is known of other hospitals, devices or populations."
     )
     limits.append("- Thresholds were chosen on validation images of the same source; elsewhere they do not carry over.")
-    limits += [f"- {text}" for text in record.rows("sentence").query("section == 'subgroups'")["text"].unique()]
-    return limits
+    return limits + _sentences(record, ("subgroups",))
 
 
 def _sentences(record: RunRecord, sections: Sequence[str]) -> list[str]:
     rows = record.rows("sentence")
-    return [f"- {text}" for text in rows.loc[rows["section"].isin(list(sections)), "text"].unique()]
+    rows = rows[rows["section"].isin(list(sections))]
+    return [f"- {text}" for text in dict.fromkeys(map(with_protocol, rows["text"], rows["protocol"]))]
 
 
 def _interval(row: Any) -> str:

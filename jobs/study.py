@@ -322,7 +322,7 @@ def _settings(
         said = heads.origin_sentence(probe_head, config.probe.head, material.split_digest)
         own = probe_head.provenance.get(heads.SPLIT) == material.split_digest
         log.log(logging.INFO if own else logging.WARNING, said)
-        record.record("sentence", section="classification", text=said)
+        record.record_all(study_records.sentence_rows("classification", [said], protocol))
     else:
         probe_head = heads.trained_in(probe_head, material.split_digest)
     probe_head.save(record.path(f"heads/probe-{protocol}.npz"))
@@ -352,7 +352,7 @@ def _settings(
             kept,
         )
         step.items = len(material.rows("train")) * sum(row["epoch"] > 0 for row in tuned.details["history"])
-    record.record("sentence", section="classification", text=tuned.details["said"])
+    record.record_all(study_records.sentence_rows("classification", [tuned.details["said"]], protocol))
     known = [*record.provenance["encoders"]]
     record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])
     return [zero_shot, probe, tuned]

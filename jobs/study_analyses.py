@@ -213,7 +213,7 @@ def write_space(
                 found += measured()
             except DataError as error:
                 text = f"{name} of {setting.name} ({protocol}) is not measured: {error}."
-                run.record_all(sentence_rows("space", [text]))
+                run.record_all(sentence_rows("space", [text], protocol))
         run.record_all([_measure_row(each, protocol, setting.name) for each in found])
     return len(distinct)
 

@@ -93,7 +93,7 @@ def write_claims(
             section=SECTION,
             protocol=protocol,
         )
-    run.record_all(sentence_rows(SECTION, said))
+    run.record_all(sentence_rows(SECTION, said, protocol))
     return len(test)
 
 
@@ -137,7 +137,8 @@ def _over_prediction(
     )
     counts = claims.over_prediction_counts(table)
     names = [each.name for each in settings if each.name != ZERO_SHOT]
-    run.record_all(sentence_rows(SECTION, claim_verdicts.over_prediction_sentences(counts, ZERO_SHOT, names)))
+    drawn = claim_verdicts.over_prediction_sentences(counts, ZERO_SHOT, names)
+    run.record_all(sentence_rows(SECTION, drawn, protocol))
 
 
 def _leading(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:

@@ -118,8 +118,7 @@ def write_metrics(
     if protocol == "paper":
         run.record_all(_cut_rows(truth, settings, test))
     drawn = sentences.classification_sentences(bootstrap, [setting.name for setting in settings], tuple(trivial))
-    prefix = f"protocol {protocol}: " if protocol == "paper" else ""
-    run.record_all(sentence_rows("classification", [prefix + text for text in drawn], protocol))
+    run.record_all(sentence_rows("classification", drawn, protocol))
     return len(test)
 
 

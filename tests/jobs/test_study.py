@@ -11,9 +11,10 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import coverage_error, f1_score, label_ranking_average_precision_score
 
-from analysis import run_record
+from analysis import cards, run_record
 from analysis.heads import LinearHead
 from analysis.metrics import LABEL_METRICS, OVERALL_METRICS
+from analysis.report import plain, summary
 from engine.errors import DataError, UsageError
 from engine.phantom_files import write_phantoms
 from engine.resources import resource
@@ -176,6 +177,20 @@ def test_study__puts_the_claims_and_its_own_choices_to_the_test(small_run) -> No
     )
     page = small_run[0].report.read_text()
     assert "Claim 1, zero-shot over-predicts every label" in page and "Beside the published study" in page
+
+
+def test_study__what_is_said_of_the_published_protocol_says_so_beside_the_other(small_run) -> None:
+    record = run_record.read_run(small_run[0].folder)
+    rows = record.rows("sentence")
+    of = {name: set(rows.loc[rows["protocol"] == name, "text"]) for name in ("sound", "paper")}
+    told = {"claims", "sensitivity", "seeds", "differences", "classification", "subgroups"}
+    assert all(told <= set(rows.loc[rows["protocol"] == name, "section"]) for name in of)
+    shown = [*summary.warnings(record), *summary.findings(record)]
+    shown += [text for part in plain.plain_tables(record) for text in part["sentences"]]
+    shown += [line[2:] for line in cards.model_card(record).splitlines() if line.startswith("- ")]
+    assert not set(shown) & (of["paper"] - of["sound"])
+    named = [text.removeprefix("protocol paper: ") for text in shown if text.startswith("protocol paper: ")]
+    assert set(named) <= of["paper"] and sum(text.startswith("Claim 1") for text in named) == 2
 
 
 def test_study__leaves_cards_and_a_ledger_of_its_own_numbers(small_run) -> None:
