@@ -214,6 +214,10 @@ def test_study__leaves_cards_and_a_ledger_of_its_own_numbers(small_run) -> None:
     data_card, model_card = ((folder / name).read_text() for name in ("data-card.md", "model-card.md"))
     assert "90 images of" in data_card and "| No Finding |" in data_card and "Not for diagnosis" in data_card
     assert model_card.count("Not for diagnosis") == 2 and "## Protocol paper" in model_card
+    # A pair that only looks alike is not said to have been seen in training.
+    (leaks,) = record.rows("sentence").query("section == 'data'")["text"]
+    assert "or images that this model hardly tells apart" in leaks
+    assert f"- {leaks}" in data_card and f"- {leaks}" in model_card and "Seen in training" not in model_card
     metrics = record.rows("metric")
     row = metrics[(metrics["setting"] == "Linear probe") & (metrics["protocol"] == "sound") & metrics["label"].isna()]
     row = row.set_index("metric").loc["lrap"]
@@ -463,6 +467,8 @@ def test_study__fine_tunes_again_for_every_seed_on_the_same_split(tmp_path: Path
     # The repeats' towers are nobody's to ask again, so the cache holds the parent and the run's own child alone.
     cached = [path.name for path in (tmp_path / "cache/arrays.zarr/image").iterdir() if path.is_dir()]
     assert len(cached) == 2
+    data_card = (result.folder / "data-card.md").read_text()
+    assert "were not looked for" in data_card and "No image or text" not in data_card
 
 
 def test_study__relative_source_without_root_says_what_to_give(tmp_path: Path) -> None:
