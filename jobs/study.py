@@ -351,7 +351,7 @@ def _settings(
             progress,
             kept,
         )
-        step.items = len(material.rows("train")) * sum(row["epoch"] > 0 for row in tuned.details["history"])
+        step.items = len(material.rows("train")) * tuned.details["epochs"]
     record.record_all(study_records.sentence_rows("classification", [tuned.details["said"]], protocol))
     known = [*record.provenance["encoders"]]
     record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])

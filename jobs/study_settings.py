@@ -403,7 +403,11 @@ def tuned_tower(
     if recipe.objective == "contrastive":
         head = _refitted(material, child, seed, card)
     head.save(folder / "head.npz")
-    details = {"history": result.history.to_dict("records"), "said": kept_epoch(result, start_head is not None)}
+    details = {
+        "history": result.history.to_dict("records"),
+        "epochs": int((result.history["epoch"] > 0).sum()),  # 0 is the start
+        "said": kept_epoch(result, start_head is not None),
+    }
     return Explained(FINE_TUNING, protocol, child, names, head=head), details
 
 
