@@ -34,6 +34,7 @@ from jobs import config as configs
 from jobs import (
     heads,
     heatmap_tables,
+    measuring,
     opening,
     probe_section,
     run_tables,
@@ -156,7 +157,13 @@ def run(
         with record.step("load model"):
             encoder = opening.load_model(config, config.cache, dataset)
         material = _embed(config, dataset, encoder, cache, record, progress)
-        _describe(material, config, record)
+        empty = [name for name in splits.SPLITS if not len(material.rows(name))]
+        if empty:
+            raise DataError(
+                f"the split {config.split.how!r} leaves no samples in {', '.join(empty)}; choose another with "
+                "--set split.how="
+            )
+        measuring.describe(material, config.split, record)
         with record.step("split and leaks"):
             study_analyses.write_split(material, config.leaks, record)
             study_data.write_data(material, record)
@@ -267,38 +274,6 @@ def _plan(config: Config) -> dict[str, Any]:
     """Return how embedding is to be done, for `Cache.embed`."""
     limits = {"max_pixels": config.max_pixels} if config.max_pixels else None
     return {"batch_size": config.batch_size, "threads": config.threads, "limits": limits}
-
-
-def _describe(material: study_settings.Material, config: Config, record: runs.Run) -> None:
-    """Write what the data are and which encoder looked at them into the provenance."""
-    dataset = material.dataset
-    counts = dataset.labels.sum(axis=0)
-    positive = counts[counts > 0]
-    named = {name: int(count) for name, count in zip(dataset.label_names, counts, strict=True)}
-    parts = {name: len(material.rows(name)) for name in ("train", "val", "test")}
-    empty = [name for name, count in parts.items() if not count]
-    if empty:
-        raise DataError(
-            f"the split {config.split.how!r} leaves no samples in {', '.join(empty)}; choose another with "
-            "--set split.how="
-        )
-    record.note(
-        label_names=list(dataset.label_names),
-        dataset={
-            "schema": dataset.schema,
-            "n": len(dataset),
-            "groups": len(set(dataset.groups)),
-            "imbalance": f"{positive.max() / positive.min():.0f} : 1" if len(positive) else "–",
-            "labels": named,
-        },
-        split={
-            "how": config.split.how,
-            "seed": config.split.seed,
-            "digest": material.split_digest,
-            "counts": parts,
-        },
-        encoders=[_encoder_row(material.encoder)],
-    )
 
 
 def _settings(

@@ -67,11 +67,12 @@ def question(record: run_record.RunRecord) -> str:
     model = encoders[0].get("name") or encoders[0].get("id") or "the model"
     settings = _settings(record)
     named = ", ".join(settings[:-1]) + (" and " if len(settings) > 1 else "") + settings[-1] if settings else ""
+    imbalance = dataset.get("imbalance", "–")
     text = (
         f"How well does {model} tell {len(record.label_names)} labels apart in {dataset.get('n', 0):,} images of "
-        f"{dataset.get('groups', 0):,} patients, where the most frequent label is to the rarest as "
-        f"{dataset.get('imbalance', '–')}?"
+        f"{dataset.get('groups', 0):,} patients"
     )
+    text += f", where the most frequent label is to the rarest as {imbalance}?" if imbalance != "–" else "?"
     if counts.get("test"):
         text += f" Judged on the {counts['test']:,} test images"
         text += f", in {len(settings)} settings: {named}." if len(settings) > 1 else f": {named}." if named else "."
