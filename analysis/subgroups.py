@@ -302,10 +302,10 @@ def number_bands(values: Sequence[object] | np.ndarray | pd.Series, most: int, p
     known = np.unique(numbers[~blank])
     quantiles = np.quantile(numbers[~blank], np.arange(1, parts) / parts)
     # Rounded before they cut, so that a band's name says exactly who is in it; the lowest number may fill several.
-    # Six digits where four tell no two apart, as of dates.
-    cuts = ({float(f"{quantile:.{digits}g}") for quantile in quantiles} for digits in (4, 6))
+    # More digits where four tell no two apart, as of dates and times.
+    cuts = ({float(f"{quantile:.{digits}g}") for quantile in quantiles} for digits in (4, 6, 10, 15))
     edges = next(filter(None, (sorted(edge for edge in some if edge > known[0]) for some in cuts)), [known[1]])
-    steps = [f"{edge:.10g}" for edge in edges]
+    steps = [f"{edge:.15g}" for edge in edges]
     titles = [f"below {steps[0]}", *map(" to ".join, itertools.pairwise(steps)), f"{steps[-1]} and over"]
     bands = np.array(titles, dtype=object)[np.searchsorted(edges, np.nan_to_num(numbers), side="right")]
     return np.where(blank, "", bands)

@@ -392,14 +392,9 @@ def tuned_tower(
         **result.card(),
     }
     name = f"{material.encoder.name}-finetuned"
-    # A training that goes on may have been killed after its folder was written.
+    # A run that goes on may have been killed after its folder was written.
     saved = model_folder.save_model_folder(
-        material.encoder,
-        result.model_state,
-        folder,
-        model_card.text(name, card),
-        name=name,
-        overwrite=checkpoints is not None,
+        material.encoder, result.model_state, folder, model_card.text(name, card), name=name, overwrite=True
     )
     child = encoders.load_encoder(
         f"local-dir:{saved.resolve()}", device=str(material.encoder.device), precision=material.encoder.precision
@@ -408,7 +403,11 @@ def tuned_tower(
     if recipe.objective == "contrastive":
         head = _refitted(material, child, seed, card)
     head.save(folder / "head.npz")
-    details = {"history": result.history.to_dict("records"), "said": kept_epoch(result, start_head is not None)}
+    details = {
+        "history": result.history.to_dict("records"),
+        "epochs": int((result.history["epoch"] > 0).sum()),  # 0 is the start
+        "said": kept_epoch(result, start_head is not None),
+    }
     return Explained(FINE_TUNING, protocol, child, names, head=head), details
 
 

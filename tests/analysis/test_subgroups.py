@@ -181,6 +181,13 @@ def test_numbers__get_bands_of_about_as_many_samples():
     days = pd.date_range("2020-01-01", "2020-12-31").strftime("%Y%m%d").astype(int)
     names, counts = np.unique(subgroups.number_bands(days, 12), return_counts=True)
     assert len(names) == 4 and counts.min() > 80 and "below 20200400" in names
+    milliseconds = 1_600_000_000_000 + np.arange(400)
+    bands = subgroups.number_bands(milliseconds, 12)
+    names, counts = np.unique(bands, return_counts=True)
+    assert len(names) == 4 and counts.min() > 80
+    for name in names[["to" in each for each in names]]:
+        low, high = map(float, name.split(" to "))
+        np.testing.assert_array_equal(bands == name, (milliseconds >= low) & (milliseconds < high))
     words = np.array([f"site {number}" for number in range(30)], dtype=object)
     assert subgroups.number_bands(words, 12).tolist() == words.tolist()
     mostly_none = subgroups.number_bands(np.r_[np.zeros(80), np.arange(1, 21)], 12)
