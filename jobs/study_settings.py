@@ -353,7 +353,8 @@ def fine_tuning(
     assert explained.head is not None  # fine-tuning ends in a head
     features = embed(explained.encoder)
     cut, prediction = _head_prediction(explained.head, features, material, protocol)
-    return Setting(explained, features, prediction, cut, time.perf_counter() - start, details)
+    seconds = time.perf_counter() - start + details["earlier_seconds"]
+    return Setting(explained, features, prediction, cut, seconds, details)
 
 
 def tuned_tower(
@@ -407,6 +408,7 @@ def tuned_tower(
         "history": result.history.to_dict("records"),
         "epochs": int((result.history["epoch"] > 0).sum()),  # 0 is the start
         "said": kept_epoch(result, start_head is not None),
+        "earlier_seconds": result.earlier_seconds,
     }
     return Explained(FINE_TUNING, protocol, child, names, head=head), details
 

@@ -37,7 +37,8 @@ class FinetuneResult:
     best_epoch : int
         From 1; 0 where a head was handed in and nothing improved on it.
     seconds : float
-        All in all, of which `frozen_seconds` went into the part that does not train.
+        All in all, of which `frozen_seconds` went into the part that does not train, and `earlier_seconds` passed in
+        processes that were stopped, up to the checkpoint that this one went on from.
     images_per_second : float
         Training images through an optimiser step, over the seconds of the training loops alone.
     trained_weights, all_weights : int
@@ -65,6 +66,7 @@ class FinetuneResult:
     micro_batch: int
     text_state: Weights = field(default_factory=dict)
     untrained_labels: tuple[str, ...] = ()
+    earlier_seconds: float = 0.0
 
     @property
     def model_state(self) -> Weights:

@@ -54,6 +54,8 @@ class Numbers:
         Samples that go through at once.
     training_seconds, images_through
         For the rate.
+    seconds : float
+        All that went into the training before this state, also in processes that were stopped.
     """
 
     weights: dict[str, nn.Parameter]
@@ -67,6 +69,7 @@ class Numbers:
     micro_batch: int
     training_seconds: float = 0.0
     images_through: int = 0
+    seconds: float = 0.0
 
     @classmethod
     def at_start(
@@ -126,6 +129,7 @@ class Numbers:
             "micro_batch": self.micro_batch,
             "training_seconds": self.training_seconds,
             "images_through": self.images_through,
+            "seconds": self.seconds,
         }
 
     def restore(self, state: dict[str, Any]) -> Position:
@@ -145,5 +149,6 @@ class Numbers:
         self.history.restore(json.loads(state["history"]), state["best_weights"])
         self.micro_batch = state["micro_batch"]
         self.training_seconds, self.images_through = state["training_seconds"], state["images_through"]
+        self.seconds = state.get("seconds", 0.0)  # checkpoints of earlier versions do not say
         order = None if state["order"] is None else state["order"].numpy()
         return Position(state["epoch"], state["step"], state["total"], order)

@@ -128,7 +128,7 @@ class _Training:
         kept: inputs.KeptResults | None,
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.started = time.perf_counter()
+        self.started, self.earlier_seconds = time.perf_counter(), 0.0
         self.material, self.config, self.start = material, config, head
         self.progress, self.kept, self.checkpoints = progress, kept, checkpoints
         self.device = encoder.device
@@ -295,8 +295,12 @@ class _Training:
         if history.best_weights is not None and not self._best_is_written():
             self.checkpoints.save_best(history.best_epoch, history.best_weights)
         best = self.checkpoints.best(history.best_epoch).name if self._best_is_written() else None
+        self.numbers.seconds = self._seconds()
         self.checkpoints.save_last({"fingerprint": self.fingerprint, **self.numbers.state(position)}, best)
         self.good = f"{self.checkpoints.last} ({position.described})"
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
 
     def _best_is_written(self) -> bool:
         assert self.checkpoints is not None
@@ -309,6 +313,7 @@ class _Training:
         """Set everything as it was."""
         assert self.checkpoints is not None
         position = self.numbers.restore(state)
+        self.earlier_seconds = self.numbers.seconds
         self.good = f"{self.checkpoints.last} ({position.described})"
         log.info("going on from %s", self.good)
         return position
@@ -329,7 +334,8 @@ class _Training:
             ),
             history=pd.DataFrame(history.rows),
             best_epoch=history.best_epoch,
-            seconds=time.perf_counter() - self.started,
+            seconds=self._seconds(),
+            earlier_seconds=self.earlier_seconds,
             frozen_seconds=frozen_seconds,
             images_per_second=self.numbers.images_through / max(self.numbers.training_seconds, 1e-9),
             trained_weights=free,

@@ -203,6 +203,25 @@ def test_a_killed_run_goes_on_with_resume_and_out_alone(
     assert "other values of" in capsys.readouterr().err
 
 
+def test_a_run_that_goes_on_counts_the_minutes_of_the_process_before(place: Path, model: str) -> None:
+    common = ["--device", "cpu", "--cache", str(place / "cache"), "--trainable", "1", "--epochs", "1", "--quiet"]
+    out = place / "minutes"
+    assert cli.run(["finetune", PHANTOMS, "--model", model, *common, "--replicates", "100", "--out", str(out)]) == 0
+    last = out / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    assert 0 < state["seconds"] < 60 * _minutes(out)
+    torch.save({**state, "seconds": 600.0}, last)
+    assert cli.run(["finetune", "--resume", "--out", str(out), "--quiet"]) == 0
+    assert 10 < _minutes(out) < 11
+    assert "600." in (out / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def _minutes(run: Path) -> float:
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    (found,) = [line["value"] for line in lines if line.get("metric") == "minutes" and not line["baseline"]]
+    return float(found)
+
+
 # -- Between and among finished runs -----------------------------------------------------------------------------------
 
 
