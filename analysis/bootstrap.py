@@ -185,7 +185,7 @@ def group_codes(groups: np.ndarray) -> tuple[np.ndarray, int]:
     blank = [number for number, name in enumerate(names) if name == ""] if given.dtype.kind in "OUT" else []
     missing = (codes < 0) | np.isin(codes, blank)
     if missing.any():
-        raise DataError(f"{missing.sum()} samples have no group; a bootstrap by patient needs one for each")
+        raise DataError(f"{missing.sum()} samples have no group; give the patient of each")
     return codes.astype(np.int64), int(codes.max()) + 1 if len(codes) else 0
 
 

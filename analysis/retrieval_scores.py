@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.bootstrap import group_codes
 from analysis.metrics import check_scores, check_truth, mean_of_defined
 from analysis.vectors import normalise_rows, without_rounding
 from engine.errors import DataError, UsageError
@@ -151,7 +152,7 @@ def image_to_image(
     values = normalise_rows(features) if normalize else np.asarray(features, dtype=np.float64)
     if len(values) != len(truth):
         raise DataError(f"{len(values)} embeddings for {len(truth)} rows of labels")
-    own = pd.factorize(np.arange(len(truth)) if groups is None else np.asarray(groups, dtype=object))[0]
+    own = np.arange(len(truth)) if groups is None else group_codes(np.asarray(groups))[0]
     asked = np.arange(len(truth)) if queries is None else np.asarray(queries, dtype=np.int64)
     wanted = _wanted(ks)
     labels = truth.shape[1]
@@ -297,7 +298,7 @@ def label_ranking(
     truth, values = check_truth(y), normalise_rows(features)
     if len(values) != len(truth):
         raise DataError(f"{len(values)} embeddings for {len(truth)} rows of labels")
-    own = pd.factorize(np.arange(len(truth)) if groups is None else np.asarray(groups, dtype=object))[0]
+    own = np.arange(len(truth)) if groups is None else group_codes(np.asarray(groups))[0]
     asked = np.arange(len(truth)) if queries is None else np.asarray(queries, dtype=np.int64)
     sums, chances = np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
     counts = np.zeros(truth.shape[1], np.int64)

@@ -67,7 +67,7 @@ def ranking_of_label(positive: Array, scores: Array, weights: Array) -> tuple[Ar
     order = xp.argsort(-scores)
     ranked, columns = scores[order], floats(weights[order])
     hits = positive[order][:, None]
-    nothing = xp.zeros_like(columns[:1])
+    nothing = xp.zeros_like(columns.sum(axis=0))[None]
     # The last sample of each run of equal scores, where the sums are those of the level.
     ends = xp.concatenate([ranked[1:] != ranked[:-1], ranked[-1:] == ranked[-1:]])
     true = xp.concatenate([nothing, xp.cumsum(xp.where(hits, columns, 0.0), axis=0)[ends]])

@@ -91,6 +91,9 @@ def test_wrong_requests__are_refused(gallery):
         retrieval_scores.text_to_image(features[:, :5], y, (0, 5))
     with pytest.raises(UsageError, match="there must be one"):
         retrieval_scores.image_to_image(features, y, ())
+    for ranked in (retrieval_scores.image_to_image, retrieval_scores.label_ranking):
+        with pytest.raises(DataError, match="2 samples have no group"):
+            ranked(features, y, groups=np.array([None, None] + ["one"] * 58, dtype=object))
     with pytest.raises(DataError, match="3 embeddings for 60"):
         retrieval_scores.image_to_image(features[:3], y)
     with pytest.raises(DataError, match=r"scores of shape \(2, 2\) for 3 queries"):

@@ -178,6 +178,18 @@ def test_many_columns_of_weights__give_what_few_give(case):
         np.testing.assert_allclose(many.overall["auroc_micro"], expected, **EXACT)
 
 
+@pytest.mark.parametrize(("count", "labels"), [(0, 2), (3, 0), (0, 0)])
+@pytest.mark.parametrize("columns", [1, 40])
+def test_no_samples_or_no_labels__have_no_ranking(count, labels, columns):
+    y, scores = np.zeros((count, labels), dtype=bool), np.zeros((count, labels))
+    for each in (metrics.auroc, metrics.average_precision):
+        np.testing.assert_array_equal(each(y, scores), np.full(labels, np.nan))
+    assert np.isnan(metrics.auroc_micro(y, scores))
+    found = metrics.weighted_metrics(y, metrics.Prediction(scores, y), np.ones((count, columns)))
+    for name in ("auroc_macro", "auroc_micro", "map"):
+        np.testing.assert_array_equal(found.overall[name], np.full(columns, np.nan))
+
+
 def test_many_columns_of_fractions__leave_auroc_undefined_where_no_negative_weighs():
     """All weight less the positives' is not always 0 then, only nearly."""
     generator = np.random.default_rng(51)
