@@ -7,6 +7,7 @@ after the killed ones were started again nothing is missing.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from engine import sample_table
 from engine.arrays import storage
 from engine.dataset import Dataset
+from engine.upkeep.verify import wrong_tables
 from tests.engine.fakes import write_images
 from tests.reliability import long_job
 from tests.reliability.killing import Payloads, reader_beside
@@ -147,3 +151,31 @@ def assert_no_long_waits(by_lock: dict[str, list[Hold]]) -> None:
             # Who asked about as early may have been the first to queue; what counts is who asked later and got it.
             turns = [holds[place].process for place in ahead if holds[place].asked > hold.asked + to_wake]
             assert all(turns.count(process) <= 2 for process in turns), "somebody pushed in again and again"
+
+
+def test_a_sample_table_that_is_replaced_while_it_is_read_is_one_of_the_two(tmp_path, monkeypatch):
+    """Taken for empty, it would let a compaction drop every row as unused."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    place, done = storage.LocalStorage(tmp_path), threading.Event()
+    tables = {}
+    for count in (20, 900):
+        names = pa.array([f"{count}-{number}" for number in range(count)], sample_table.TEXT)
+        blank = {field.name: pa.nulls(count, field.type) for field in sample_table.COLUMNS}
+        tables[count] = pa.table({**blank, "id": names}, schema=sample_table.COLUMNS)
+    sample_table.put_table(place, "one", tables[20])
+
+    def replace_on_and_on() -> None:
+        while not done.is_set():
+            for table in tables.values():
+                sample_table.put_table(place, "one", table)
+
+    writer = threading.Thread(target=replace_on_and_on)
+    writer.start()
+    try:
+        for _ in range(200):
+            found = sample_table.load_from(place, "one")
+            assert len(found) in tables and found.equals(tables[len(found)])
+            assert not list(wrong_tables(place))
+    finally:
+        done.set()
+        writer.join()
