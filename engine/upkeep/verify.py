@@ -64,7 +64,9 @@ def verify_cache(cache: str | os.PathLike[str] | Storage, progress: Progress | N
     damage = list(_wrong_parents(storage, arrays))
     for number, (kind, name) in enumerate(arrays):
         found = inspect_array(storage, kind, name)
-        damage += found.damage
+        # Nothing at all is left of one that was removed since the arrays were listed.
+        if found.form is not None or storage.names(array_folder.array_name(kind, name)):
+            damage += found.damage
         rows += len(found.keys)
         size += len(found.keys) * (found.form.row_bytes if found.form else 0)
         if progress is not None:

@@ -21,10 +21,12 @@ import pytest
 
 from engine import sample_table
 from engine.arrays import storage
+from engine.arrays.array_format import STORE
 from engine.dataset import Dataset
+from engine.upkeep import removal, verify
 from engine.upkeep.verify import wrong_tables
 from tests.engine.fakes import write_images
-from tests.reliability import long_job
+from tests.reliability import long_job, small_cache
 from tests.reliability.killing import Payloads, reader_beside
 from tests.reliability.long_job import FORK, SlowEncoder
 from tests.reliability.small_cache import FIRST, SECOND, rows_by_key
@@ -151,6 +153,21 @@ def assert_no_long_waits(by_lock: dict[str, list[Hold]]) -> None:
             # Who asked about as early may have been the first to queue; what counts is who asked later and got it.
             turns = [holds[place].process for place in ahead if holds[place].asked > hold.asked + to_wake]
             assert all(turns.count(process) <= 2 for process in turns), "somebody pushed in again and again"
+
+
+def test_an_encoder_that_is_removed_while_a_cache_is_verified_is_no_damage(tmp_path, monkeypatch):
+    small_cache.fill(tmp_path / "cache", small_cache.write_dataset(tmp_path / "images"))
+    inspect = verify.inspect_array
+
+    def remove_first(place, kind, name):
+        if name == SECOND and (tmp_path / "cache" / STORE / kind / name).exists():
+            removal.remove_parts(tmp_path / "cache", removal.parts_of(tmp_path / "cache", SECOND))
+        return inspect(place, kind, name)
+
+    monkeypatch.setattr(verify, "inspect_array", remove_first)
+    found = verify.verify_cache(tmp_path / "cache")
+    assert found.damage == []
+    assert ("image", SECOND) not in verify.array_folders(tmp_path / "cache")
 
 
 def test_a_sample_table_that_is_replaced_while_it_is_read_is_one_of_the_two(tmp_path, monkeypatch):
