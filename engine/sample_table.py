@@ -9,6 +9,7 @@ never one object a sample.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,22 @@ def load_table(path: Path) -> pa.Table:
     try:
         if seal_is_whole(path) is False:
             raise ValueError("its bytes are not those that were written")
-        table = parquet.read_table(path, columns=COLUMNS.names)
+        table = read_parquet(path, COLUMNS.names)
         notes = {name: value for name, value in (table.schema.metadata or {}).items() if name not in SEAL_METADATA}
         return table.select(COLUMNS.names).cast(COLUMNS.with_metadata(notes))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         log.warning("the sample table %s cannot be used (%s); its files are read again", path, error)
         return COLUMNS.empty_table()
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet file's columns from one opening of it.
+
+    Beside a writer who puts another file in its place, `pyarrow.parquet.read_table` reads one's end and the other's
+    columns.
+    """
+    with pa.OSFile(str(path)) as file:
+        return parquet.ParquetFile(file).read(columns=columns)
 
 
 def save_table(storage: Storage, name: str, dataset: Dataset, scan: Scan) -> None:

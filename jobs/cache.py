@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as parquet
 from pydantic import Field
 
 from engine.arrays.array_format import STORE
@@ -23,7 +22,7 @@ from engine.arrays.storage import LocalStorage, Storage, storage_of
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
 from engine.last_use import last_use
-from engine.sample_table import table_name
+from engine.sample_table import read_parquet, table_name
 from engine.upkeep.removal import folder_bytes
 from engine.upkeep.verify import verify_cache
 from jobs import cache_repair
@@ -245,9 +244,10 @@ def _datasets(storage: Storage) -> pd.DataFrame:
     for name in _stems(storage, "datasets", ".parquet"):
         try:
             with storage.reading(table_name(name)) as path:
-                table = parquet.read_table(path, columns=["in_last_scan"])
-        except (OSError, ValueError):
+                table = read_parquet(path, ["in_last_scan"])
+                samples = int(np.sum(table["in_last_scan"].to_numpy()))
+        except (OSError, ValueError, KeyError):
             continue
         schema = (table.schema.metadata or {}).get(b"fluoroscope.schema", b"").decode()
-        rows.append((name, int(np.sum(table["in_last_scan"].to_numpy())), schema))
+        rows.append((name, samples, schema))
     return pd.DataFrame(rows, columns=["name", "samples", "schema"])

@@ -23,7 +23,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from engine.arrays.storage import NewFile, Storage, storage_of
 from engine.errors import CacheError
 from engine.keys import KEY_BYTES
 
+# What tells the file of a group's metadata from another in its place, and its content.
+Group: TypeAlias = tuple[tuple[int, ...] | None, bytes]
+
 
 class KeyedArray:
     """One keyed array of a cache; use `KeyedArray.open` or `KeyedArray.create`.
@@ -46,9 +49,9 @@ class KeyedArray:
     def __init__(self, storage: Storage, kind: str, name: str) -> None:
         self._storage, self._kind, self._name = storage, kind, name
         self._folder = array_folder.array_name(kind, name)
-        self._group: bytes | None = None
+        self._group: Group | None = None
         self._refreshing = threading.Lock()
-        self._learn_format(array_folder.read_group(storage, kind, name))
+        self._learn_format(self._read_group())
 
     @classmethod
     def open(cls, cache: str | os.PathLike[str] | Storage, kind: str, name: str) -> KeyedArray:
@@ -177,17 +180,17 @@ class KeyedArray:
         """
         with self._refreshing:
             while True:
-                content = array_folder.read_group(self._storage, self._kind, self._name)
+                group = self._read_group()
                 try:
-                    self._learn_format(content)
+                    self._learn_format(group)
                     added, promised = self._added_keys()
                 except CacheError:
-                    if self._is_still(content):
+                    if self._is_still(group):
                         raise
                     continue
                 if added is None:
                     self._group = None
-                elif self._is_still(content):
+                elif self._is_still(group):
                     break
             self._known.lookup.add(added)
         if len(self) < promised:
@@ -196,15 +199,19 @@ class KeyedArray:
                 f"{len(self) // self.form.chunk_rows} of the keys is missing or damaged; {DAMAGED}"
             )
 
-    def _learn_format(self, content: bytes) -> None:
+    def _read_group(self) -> Group:
+        # An array that was removed and made anew has the same metadata, so their file is told apart too.
+        version = self._storage.version(f"{self._folder}/{METADATA}")
+        return version, array_folder.read_group(self._storage, self._kind, self._name)
+
+    def _learn_format(self, group: Group) -> None:
         """Start over where the group's metadata are others than before."""
-        if content == self._group:
+        if group == self._group:
             return
-        form = array_format.parse_group(content, Path(self._storage.place(f"{self._folder}/{METADATA}")))
-        if self._group is None or form != self.form:
-            parts = (self._storage.chunks(f"{self._folder}/{part}", form, part) for part in (form.payload, CHECK))
-            self._known = Generation(form, RowLookup(), *parts)
-        self._group = content
+        form = array_format.parse_group(group[1], Path(self._storage.place(f"{self._folder}/{METADATA}")))
+        parts = (self._storage.chunks(f"{self._folder}/{part}", form, part) for part in (form.payload, CHECK))
+        self._known = Generation(form, RowLookup(), *parts)
+        self._group = group
 
     def _added_keys(self) -> tuple[np.ndarray | None, int]:
         """Return the keys that were added since, with their rows mapped, and how many rows the metadata promise.
@@ -226,9 +233,9 @@ class KeyedArray:
                 part.extend(len(keys) + len(added))
         return added, promised
 
-    def _is_still(self, content: bytes) -> bool:
+    def _is_still(self, group: Group) -> bool:
         """Tell whether the array is the one whose group metadata were read, and not one swapped in since."""
-        return not self._storage.shared or (array_folder.read_group(self._storage, self._kind, self._name) == content)
+        return not self._storage.shared or self._read_group() == group
 
     # -- Writing ---------------------------------------------------------------------------------------------------
 

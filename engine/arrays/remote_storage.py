@@ -198,6 +198,10 @@ class RemoteStorage:
 
     # -- Writing -----------------------------------------------------------------------------------------------------
 
+    def version(self, name: str) -> tuple[int, ...] | None:
+        """See `Storage.version`: arrays are neither removed nor rebuilt here."""
+        return None
+
     def check_writable(self) -> None:
         """See `Storage.check_writable`."""
         if not self.writable:

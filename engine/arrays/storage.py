@@ -99,6 +99,9 @@ class Storage(Protocol):
     def exists(self, name: str) -> bool:
         """Tell whether there is a file or, in a local place, a folder of this name."""
 
+    def version(self, name: str) -> tuple[int, ...] | None:
+        """Return what tells a file from any that takes its place with the same content; None where nothing does."""
+
     def check_writable(self) -> None:
         """Raise CacheError where nothing can ever be written."""
 
@@ -242,6 +245,14 @@ class LocalStorage:
     def exists(self, name: str) -> bool:
         """See `Storage.exists`."""
         return (self.folder / name).exists()
+
+    def version(self, name: str) -> tuple[int, ...] | None:
+        """See `Storage.version`."""
+        try:
+            status = os.stat(self.folder / name)
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def check_writable(self) -> None:
         """See `Storage.check_writable`: whether this folder can be written shows when it is."""

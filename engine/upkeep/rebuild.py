@@ -100,7 +100,9 @@ def _write_chunk(
         raise CacheError(f"row {wrong[0]} of {folder} does not match its check; {REPAIR}")
     for part in (form.payload, CHECK):
         name = form.chunk_file(part, number)
-        if not (as_it_was and _linked(folder / part / name, new / part / name)):
+        # A longer file has whole rows as well, and is not what readers map.
+        whole = as_it_was and (folder / part / name).stat().st_size == form.chunk_file_bytes(part)
+        if not (whole and _linked(folder / part / name, new / part / name)):
             write_whole(new / part / name, [values[part], _filling(form, part, len(rows))], scratch)
     write_whole(new / KEY / form.chunk_file(KEY, number), [keys, _filling(form, KEY, len(rows))], scratch)
 

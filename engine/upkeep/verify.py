@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as parquet
 
 from engine.arrays import array_folder, array_format
 from engine.arrays.array_format import METADATA, PARTS, STORE
@@ -23,6 +22,7 @@ from engine.arrays.file_digest import seal_is_whole
 from engine.arrays.storage import Storage, storage_of
 from engine.errors import CacheError
 from engine.index import IndexInfo
+from engine.sample_table import read_parquet
 
 Progress = Callable[[str, int, int], object]
 
@@ -64,7 +64,9 @@ def verify_cache(cache: str | os.PathLike[str] | Storage, progress: Progress | N
     damage = list(_wrong_parents(storage, arrays))
     for number, (kind, name) in enumerate(arrays):
         found = inspect_array(storage, kind, name)
-        damage += found.damage
+        # Nothing at all is left of one that was removed since the arrays were listed.
+        if found.form is not None or storage.names(array_folder.array_name(kind, name)):
+            damage += found.damage
         rows += len(found.keys)
         size += len(found.keys) * (found.form.row_bytes if found.form else 0)
         if progress is not None:
@@ -137,7 +139,7 @@ def wrong_tables(cache: str | os.PathLike[str] | Storage) -> Iterator[Damage]:
                 if seal_is_whole(path) is False:
                     yield Damage(label, "", -1, "", "its bytes do not match the digest in it")
                     continue
-                parquet.read_table(path)
+                read_parquet(path)
         except (OSError, pa.ArrowException) as error:
             yield Damage(label, "", -1, "", f"it cannot be read: {error}")
 

@@ -15,6 +15,7 @@ from engine import faiss_loader, index
 from engine.arrays.keyed_array import KeyedArray
 from engine.cache import Cache
 from engine.errors import CacheError, UsageError
+from engine.index import building
 from engine.keys import key_of_text
 
 ENCODER = "tiny-fp32-000000000000"
@@ -118,6 +119,24 @@ def test_load__says_what_is_wrong_and_how_to_mend_it(tmp_path):
     path.with_suffix(".json").write_bytes(replace(built.info, version=2).document())
     with pytest.raises(CacheError, match="newer version 2; upgrade"):
         index.load_index(cache, ENCODER)
+
+
+def test_load__an_index_that_is_replaced_before_it_is_read_is_loaded_anew(tmp_path, monkeypatch):
+    """Else it would answer with rows that its description does not cover."""
+    index.build_index(filled(tmp_path, 50), ENCODER, how="hnsw")
+    read = building._read
+
+    def replaced_first(*arguments):
+        monkeypatch.setattr(building, "_read", read)
+        index.update_index(filled(tmp_path, 60), ENCODER, how="hnsw")
+        return read(*arguments)
+
+    monkeypatch.setattr(building, "_read", replaced_first)
+    loaded = index.load_index(Cache(tmp_path), ENCODER, how="hnsw")
+    assert len(loaded) == loaded.engine.ntotal == 60
+    scores, rows = loaded.search_rows(QUERIES, 60)
+    np.testing.assert_allclose(scores, -np.sort(-cosines(QUERIES, values_of(range(60))), axis=1), atol=1e-4)
+    assert (np.sort(rows, axis=1) == np.arange(60)).all()
 
 
 def test_build__wrong_requests(tmp_path):

@@ -512,6 +512,19 @@ def test_damage__a_lost_key_chunk_is_an_error_and_not_fewer_rows(tmp_path, numbe
     assert any((item.part, item.chunk) == ("key", number) for item in damage)
 
 
+def test_refresh__an_array_made_anew_that_ends_in_the_same_rows_is_another_one(tmp_path):
+    """Its metadata are the same bytes, and so is the last chunk of its keys."""
+    array = filled(tmp_path, 18)
+    old, new = array.snapshot(), [*range(50, 66), 16, 17]
+    assert array.form.chunk_rows == 16
+    shutil.rmtree(array.folder)
+    KeyedArray.create(tmp_path, "image", "enc", (12,), DESCRIPTION).append(keys_of(new), rows_of(new))
+    array.refresh()
+    np.testing.assert_array_equal(array.keys, keys_of(new))
+    np.testing.assert_array_equal(array.read_all(), rows_of(new))
+    np.testing.assert_array_equal(old.keys, keys_of(range(18)))
+
+
 def test_damage__an_emptied_description_is_an_error_that_names_its_file(tmp_path):
     path = filled(tmp_path, 3).folder / METADATA
     path.write_bytes(b"")

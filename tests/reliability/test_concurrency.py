@@ -7,6 +7,7 @@ after the killed ones were started again nothing is missing.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,12 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from engine import sample_table
 from engine.arrays import storage
+from engine.arrays.array_format import STORE
 from engine.dataset import Dataset
+from engine.upkeep import removal, verify
+from engine.upkeep.verify import wrong_tables
 from tests.engine.fakes import write_images
-from tests.reliability import long_job
+from tests.reliability import long_job, small_cache
 from tests.reliability.killing import Payloads, reader_beside
 from tests.reliability.long_job import FORK, SlowEncoder
 from tests.reliability.small_cache import FIRST, SECOND, rows_by_key
@@ -147,3 +153,46 @@ def assert_no_long_waits(by_lock: dict[str, list[Hold]]) -> None:
             # Who asked about as early may have been the first to queue; what counts is who asked later and got it.
             turns = [holds[place].process for place in ahead if holds[place].asked > hold.asked + to_wake]
             assert all(turns.count(process) <= 2 for process in turns), "somebody pushed in again and again"
+
+
+def test_an_encoder_that_is_removed_while_a_cache_is_verified_is_no_damage(tmp_path, monkeypatch):
+    small_cache.fill(tmp_path / "cache", small_cache.write_dataset(tmp_path / "images"))
+    inspect = verify.inspect_array
+
+    def remove_first(place, kind, name):
+        if name == SECOND and (tmp_path / "cache" / STORE / kind / name).exists():
+            removal.remove_parts(tmp_path / "cache", removal.parts_of(tmp_path / "cache", SECOND))
+        return inspect(place, kind, name)
+
+    monkeypatch.setattr(verify, "inspect_array", remove_first)
+    found = verify.verify_cache(tmp_path / "cache")
+    assert found.damage == []
+    assert ("image", SECOND) not in verify.array_folders(tmp_path / "cache")
+
+
+def test_a_sample_table_that_is_replaced_while_it_is_read_is_one_of_the_two(tmp_path, monkeypatch):
+    """Taken for empty, it would let a compaction drop every row as unused."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    place, done = storage.LocalStorage(tmp_path), threading.Event()
+    tables = {}
+    for count in (20, 900):
+        names = pa.array([f"{count}-{number}" for number in range(count)], sample_table.TEXT)
+        blank = {field.name: pa.nulls(count, field.type) for field in sample_table.COLUMNS}
+        tables[count] = pa.table({**blank, "id": names}, schema=sample_table.COLUMNS)
+    sample_table.put_table(place, "one", tables[20])
+
+    def replace_on_and_on() -> None:
+        while not done.is_set():
+            for table in tables.values():
+                sample_table.put_table(place, "one", table)
+
+    writer = threading.Thread(target=replace_on_and_on)
+    writer.start()
+    try:
+        for _ in range(200):
+            found = sample_table.load_from(place, "one")
+            assert len(found) in tables and found.equals(tables[len(found)])
+            assert not list(wrong_tables(place))
+    finally:
+        done.set()
+        writer.join()

@@ -224,6 +224,10 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
 def swap(one: Path, two: Path) -> None:
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second), two.write_bytes(first)
@@ -237,6 +241,8 @@ DAMAGES = {
     "a flipped key": (IMAGE, lambda array: flip(array / "key/c.0.0", 7 * 16 + 3), []),
     "a payload chunk lost": (IMAGE, lambda array: (array / "embedding/c.1.0").unlink(), range(16, 20)),
     "a check chunk shortened": (IMAGE, lambda array: shorten(array / "check/c.0"), range(16)),
+    "a payload chunk longer by a byte": (IMAGE, lambda array: lengthen(array / "embedding/c.0.0"), []),
+    "a check chunk longer by a byte": (IMAGE, lambda array: lengthen(array / "check/c.0"), []),
     "the first key chunk lost": (IMAGE, lambda array: (array / "key/c.0.0").unlink(), []),
     "the last key chunk lost": (IMAGE, lambda array: (array / "key/c.1.0").unlink(), []),
     "two payload chunks swapped": (PIXELS, lambda array: swap(array / "pixels/c.2.0.0.0", array / "pixels/c.5.0.0.0"),
