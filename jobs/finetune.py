@@ -110,7 +110,7 @@ def run(
                 progress,
                 checkpoints=checkpoints,
             )
-            step.items = len(material.rows("train")) * setting.details["epochs"]
+            step.items = setting.details["images"]
         pd.DataFrame(setting.details["history"]).to_csv(record.path("history.csv"), index=False)
         child = setting.explained.encoder
         known = record.provenance["encoders"]

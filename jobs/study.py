@@ -326,7 +326,7 @@ def _settings(
             progress,
             kept,
         )
-        step.items = len(material.rows("train")) * tuned.details["epochs"]
+        step.items = tuned.details["images"]
     record.record_all(study_records.sentence_rows("classification", [tuned.details["said"]], protocol))
     known = [*record.provenance["encoders"]]
     record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])

@@ -406,7 +406,7 @@ def tuned_tower(
     head.save(folder / "head.npz")
     details = {
         "history": result.history.to_dict("records"),
-        "epochs": int((result.history["epoch"] > 0).sum()),  # 0 is the start
+        "images": result.images,
         "said": kept_epoch(result, start_head is not None),
         "earlier_seconds": result.earlier_seconds,
     }

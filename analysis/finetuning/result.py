@@ -39,6 +39,8 @@ class FinetuneResult:
     seconds : float
         All in all, of which `frozen_seconds` went into the part that does not train, and `earlier_seconds` passed in
         processes that were stopped, up to the checkpoint that this one went on from.
+    images : int
+        Training images through an optimiser step, without those in processes that were stopped.
     images_per_second : float
         Training images through an optimiser step, over the seconds of the training loops alone.
     trained_weights, all_weights : int
@@ -59,6 +61,7 @@ class FinetuneResult:
     best_epoch: int
     seconds: float
     frozen_seconds: float
+    images: int
     images_per_second: float
     trained_weights: int
     all_weights: int

@@ -128,7 +128,7 @@ class _Training:
         kept: inputs.KeptResults | None,
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.started, self.earlier_seconds = time.perf_counter(), 0.0
+        self.started, self.earlier_seconds, self.earlier_images = time.perf_counter(), 0.0, 0
         self.material, self.config, self.start = material, config, head
         self.progress, self.kept, self.checkpoints = progress, kept, checkpoints
         self.device = encoder.device
@@ -313,7 +313,7 @@ class _Training:
         """Set everything as it was."""
         assert self.checkpoints is not None
         position = self.numbers.restore(state)
-        self.earlier_seconds = self.numbers.seconds
+        self.earlier_seconds, self.earlier_images = self.numbers.seconds, self.numbers.images_through
         self.good = f"{self.checkpoints.last} ({position.described})"
         log.info("going on from %s", self.good)
         return position
@@ -337,6 +337,7 @@ class _Training:
             seconds=self._seconds(),
             earlier_seconds=self.earlier_seconds,
             frozen_seconds=frozen_seconds,
+            images=self.numbers.images_through - self.earlier_images,
             images_per_second=self.numbers.images_through / max(self.numbers.training_seconds, 1e-9),
             trained_weights=free,
             all_weights=self.model.all_count,

@@ -213,6 +213,9 @@ def test_a_run_that_goes_on_counts_the_minutes_of_the_process_before(place: Path
     torch.save({**state, "seconds": 600.0}, last)
     assert cli.run(["finetune", "--resume", "--out", str(out), "--quiet"]) == 0
     assert 10 < _minutes(out) < 11
+    costs = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    (step,) = [line for line in costs if line["kind"] == "cost" and line["step"] == "fine-tuning"]
+    assert step["items"] is None and step["rate"] is None  # nothing was left to train
     assert "600." in (out / "model" / "README.md").read_text(encoding="utf-8")
 
 

@@ -322,7 +322,7 @@ def test_study__that_goes_on_leaves_what_an_undisturbed_one_leaves(
     values = {
         "data.source": "phantom:60?seed=3&enrich=0.1&size=96", "cache": str(tmp_path / "cache"),
         "model": f"local-dir:{models.open_clip_vit(tmp_path / 'model')}", "protocols": ["sound", "paper"],
-        "heatmaps.enabled": False, **SMALL,
+        "heatmaps.enabled": False, "space.enabled": False, "subgroups.enabled": False, **SMALL,
     }  # fmt: skip
     config = configs.load_config(study.Config, options=values)
     whole = study.run(config, out=tmp_path / "whole")
