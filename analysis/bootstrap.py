@@ -180,8 +180,10 @@ def group_codes(groups: np.ndarray) -> tuple[np.ndarray, int]:
         A sample without a group: missing or blank.
     """
     given = np.asarray(groups)
-    codes = pd.factorize(given, sort=True)[0]
-    missing = (codes < 0) | (given == "") if given.dtype.kind in "OUT" else codes < 0
+    codes, names = pd.factorize(given, sort=True)
+    # A missing value of a pandas column compares to nothing, so blanks are looked for among the names.
+    blank = [number for number, name in enumerate(names) if name == ""] if given.dtype.kind in "OUT" else []
+    missing = (codes < 0) | np.isin(codes, blank)
     if missing.any():
         raise DataError(f"{missing.sum()} samples have no group; a bootstrap by patient needs one for each")
     return codes.astype(np.int64), int(codes.max()) + 1 if len(codes) else 0

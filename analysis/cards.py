@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.run_record import RunRecord
-from analysis.sentences import FEW_POSITIVES, TITLES
+from analysis.sentences import FEW_POSITIVES, TITLES, with_protocol
 
 OVERALL = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro", "brier", "ece")
 NOT_FOR_DIAGNOSIS = (
@@ -62,9 +62,9 @@ def data_card(record: RunRecord) -> str:
         "",
         *_table(announced(record, "data-duplicates")),
         "",
-        *(_table(_leaks(record)) or ["No image or text was found in two parts of the split."]),
+        *_table(_leaks(record)),
         "",
-        *_sentences(record, ("data",)),
+        *(_sentences(record, ("data",)) or ["Images and texts in two parts of the split were not looked for."]),
         "",
         NOT_FOR_DIAGNOSIS,
     ]
@@ -172,7 +172,6 @@ def _limits(record: RunRecord) -> list[str]:
     rows = record.rows("metric")
     positives = rows[rows["metric"] == "positives"].drop_duplicates("label").set_index("label")["value"]
     rare = [f"{label} ({int(count)})" for label, count in positives.items() if count < FEW_POSITIVES]
-    leaks = record.rows("leak")
     limits = []
     if rare:
         limits.append(f"- Fewer than {FEW_POSITIVES} test positives, so no stable figure: {', '.join(rare)}.")
@@ -184,20 +183,19 @@ def _limits(record: RunRecord) -> list[str]:
                 below.append(f"{row.setting}'s {TITLES[row.metric]} ({protocol}; {row.baseline})")
     if below:
         limits.append(f"- Not shown to be better than the best trivial baseline: {'; '.join(below)}.")
-    if len(leaks):
-        told = ", ".join(f"{int(row.value)} {row.metric} pairs" for row in leaks.itertuples())
-        limits.append(f"- Seen in training and tested again: {told} (leaks.csv).")
+    if len(record.rows("leak")):
+        limits += _sentences(record, ("data",))
     limits.append(
         "- One data set, one way of labelling it; nothing is known of other hospitals, devices or populations."
     )
     limits.append("- Thresholds were chosen on validation images of the same source; elsewhere they do not carry over.")
-    limits += [f"- {text}" for text in record.rows("sentence").query("section == 'subgroups'")["text"].unique()]
-    return limits
+    return limits + _sentences(record, ("subgroups",))
 
 
 def _sentences(record: RunRecord, sections: Sequence[str]) -> list[str]:
     rows = record.rows("sentence")
-    return [f"- {text}" for text in rows.loc[rows["section"].isin(list(sections)), "text"].unique()]
+    rows = rows[rows["section"].isin(list(sections))]
+    return [f"- {text}" for text in dict.fromkeys(map(with_protocol, rows["text"], rows["protocol"]))]
 
 
 def _interval(row: Any) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from analysis.vectors import normalise_rows
 from engine.errors import DataError, UsageError
+from engine.labels import nothing_label
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "bare": ("{Label}",),
@@ -37,7 +38,7 @@ NEGATIVE_TEMPLATES: dict[str, tuple[str, ...]] = {
     "ensemble": ("no {label}", "a chest radiograph without {label}", "there is no evidence of {label}"),
 }
 # The absence of "No Finding" is a finding, not "no no finding".
-ABSENCE = {"No Finding": "an abnormal finding"}
+A_FINDING = "an abnormal finding"
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,9 @@ def build_prompts(
     texts = tuple(tuple(_fill(each, name, said[name]) for each in positive) for name in names)
     if negatives is None:
         return Prompts(names, texts)
-    absent = _templates(negatives, NEGATIVE_TEMPLATES)
+    absent, nothing = _templates(negatives, NEGATIVE_TEMPLATES), nothing_label(names)
     without = tuple(
-        (ABSENCE[name],) if name in ABSENCE else tuple(_fill(each, name, said[name]) for each in absent)
-        for name in names
+        (A_FINDING,) if name == nothing else tuple(_fill(each, name, said[name]) for each in absent) for name in names
     )
     return Prompts(names, texts, without)
 

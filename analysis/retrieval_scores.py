@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.metrics import check_scores, check_truth, mean_of_defined
-from analysis.vectors import normalise_rows
+from analysis.vectors import normalise_rows, without_rounding
 from engine.errors import DataError, UsageError
 
 KS = (1, 5, 10)
@@ -159,10 +159,11 @@ def image_to_image(
     chance, counts = np.zeros(labels), np.zeros(labels, dtype=np.int64)
     each = np.full((len(asked), labels, len(wanted)), np.nan) if keep_each else None
     block = max(1, _SCORE_CELLS // max(1, len(truth)))
+    largest = 1.0 if normalize else float((values**2).sum(axis=1).max(initial=0.0))
     for start in range(0, len(asked), block):
         rows = asked[start : start + block]
         same = own[rows][:, None] == own[None, :]
-        hits = top_hits(values[rows] @ values.T, wanted[-1], same)
+        hits = top_hits(without_rounding(values[rows] @ values.T, largest), wanted[-1], same)
         gallery = (~same).sum(axis=1)
         for label in range(labels):
             others = truth[:, label].sum() - (same & truth[:, label]).sum(axis=1)
@@ -307,7 +308,7 @@ def label_ranking(
             continue
         right = truth[others][:, labels]
         there = right.any(axis=0)
-        precision = _average_precision(values[others] @ values[row], right[:, there])
+        precision = _average_precision(without_rounding(values[others] @ values[row]), right[:, there])
         sums[labels[there]] += precision
         chances[labels[there]] += right[:, there].mean(axis=0)
         counts[labels[there]] += 1

@@ -72,7 +72,8 @@ class Scores:
     truth : ndarray of int8, (n, L)
     settings : tuple of str, length S
     protocols : tuple of str, length S
-    values : ndarray of float32, (S, n, L)
+    values : ndarray of float, (S, n, L)
+        As they were scored: rounded, sure probabilities would be tied at 1, and ranked otherwise than in the run.
     decisions : ndarray of bool, (S, n, L)
     groups : ndarray of str, (n,), or None
         Patient of each sample; None in runs that did not keep it.
@@ -170,7 +171,7 @@ def write_scores(path: Path, scores: Scores) -> None:
         "truth": scores.truth.astype(np.int8),
         "settings": np.array(scores.settings, dtype=str),
         "protocols": np.array(scores.protocols, dtype=str),
-        "values": scores.values.astype(np.float32),
+        "values": scores.values,
         "decisions": scores.decisions.astype(bool),
     }
     if scores.groups is not None:

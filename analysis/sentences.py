@@ -64,6 +64,12 @@ def figure(value: float, digits: int = 2) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
+def with_protocol(text: str, protocol: object) -> str:
+    """Return a sentence as it stands among those of several protocols: of the published one it says so."""
+    said = "protocol paper: "
+    return said + text if protocol == "paper" and not text.startswith(said) else text
+
+
 def is_caution(text: str) -> bool:
     """Tell whether a sentence of these rules warns: something is not shown, or is shown to be worse, or cannot be told.
 

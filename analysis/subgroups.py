@@ -89,9 +89,9 @@ class Subgroups:
         -------
         DataFrame
             setting, metric, label, best, worst, gap (not negative), low, high (interval of the difference between
-            these two, chosen as they are: it does not know of the choice, the p-value does), p, p_holm (over all rows),
-            subgroups (how many were compared). A subgroup in which the metric is undefined is left out; where fewer
-            than two remain, best and worst are "" and the numbers NaN.
+            these two, chosen as they are: it does not know of the choice, the p-value does; NaN where one of them has
+            one patient alone), p, p_holm (over all rows), subgroups (how many were compared). A subgroup in which the
+            metric is undefined is left out; where fewer than two remain, best and worst are "" and the numbers NaN.
         """
         compared = self.counts.loc[self.counts["compared"], "subgroup"].tolist()
         rows = []
@@ -157,7 +157,10 @@ class Subgroups:
         low_name, high_name = compared[low_place], compared[high_place]
         best, worst = (low_name, high_name) if metric in LOWER_IS_BETTER else (high_name, low_name)
         any_bootstrap = self.bootstraps[compared[0]]
-        ends = percentile_ends(columns[high_name].replicates - columns[low_name].replicates, any_bootstrap.level)
+        low, high = np.nan, np.nan
+        if min(self.bootstraps[name].groups for name in (low_name, high_name)) > 1:
+            drawn = columns[high_name].replicates - columns[low_name].replicates
+            low, high = (float(end) for end in percentile_ends(drawn, any_bootstrap.level))
         null = self.null[
             :, defined, any_bootstrap.settings.index(setting), any_bootstrap.columns.index((metric, label))
         ]
@@ -167,8 +170,8 @@ class Subgroups:
             "best": best,
             "worst": worst,
             "gap": highest - lowest,
-            "low": float(ends[0]),
-            "high": float(ends[1]),
+            "low": low,
+            "high": high,
             "p": float((1 + reached) / (1 + (~np.isnan(spread)).sum())),
         }
 
@@ -266,7 +269,9 @@ def age_bands(ages: Sequence[float] | np.ndarray | pd.Series, edges: Sequence[fl
     steps = [f"{value:g}" for value in edges]
     if not steps or sorted(set(edges)) != list(edges):
         raise UsageError(f"age bands must begin at increasing ages, got {tuple(edges)}")
-    inner = [f"{low}-{high - 1:g}" for low, high in zip(steps, list(edges)[1:], strict=False)]
+    # Whole years end the year before the next band; halves have no year before.
+    whole = all(float(value).is_integer() for value in edges)
+    inner = [f"{low:g}-{high - 1:g}" if whole else f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
     titles = np.array([f"under {steps[0]}", *inner, f"{steps[-1]} and over"], dtype=object)
     bands = titles[np.searchsorted(np.asarray(edges, dtype=np.float64), np.nan_to_num(years), side="right")]
     return np.where(np.isnan(years), "", bands)
@@ -297,10 +302,10 @@ def number_bands(values: Sequence[object] | np.ndarray | pd.Series, most: int, p
     known = np.unique(numbers[~blank])
     quantiles = np.quantile(numbers[~blank], np.arange(1, parts) / parts)
     # Rounded before they cut, so that a band's name says exactly who is in it; the lowest number may fill several.
-    # Six digits where four tell no two apart, as of dates.
-    cuts = ({float(f"{quantile:.{digits}g}") for quantile in quantiles} for digits in (4, 6))
+    # More digits where four tell no two apart, as of dates and times.
+    cuts = ({float(f"{quantile:.{digits}g}") for quantile in quantiles} for digits in (4, 6, 10, 15))
     edges = next(filter(None, (sorted(edge for edge in some if edge > known[0]) for some in cuts)), [known[1]])
-    steps = [f"{edge:.10g}" for edge in edges]
+    steps = [f"{edge:.15g}" for edge in edges]
     titles = [f"below {steps[0]}", *map(" to ".join, itertools.pairwise(steps)), f"{steps[-1]} and over"]
     bands = np.array(titles, dtype=object)[np.searchsorted(edges, np.nan_to_num(numbers), side="right")]
     return np.where(blank, "", bands)

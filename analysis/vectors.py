@@ -20,3 +20,12 @@ def normalise_rows(features: np.ndarray) -> np.ndarray:
             f"{lengths[wrong][0]}; compute them again in fp32"
         )
     return values / lengths[:, None]
+
+
+def without_rounding(products: np.ndarray, largest: float = 1.0) -> np.ndarray:
+    """Return products of rows rounded to 12 digits of the largest that they can be, so that equal ones are tied.
+
+    In a matrix product the last bits depend on where a row stands, and would order rows that are the same.
+    """
+    unit = largest if largest > 0 else 1.0
+    return np.round(products / unit, 12) * unit

@@ -6,6 +6,8 @@ Source: Sadman, Zulkernine, Kwan, "Interpreting Biomedical VLMs on High-Imbalanc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
 
@@ -42,3 +44,8 @@ DOMAINS: dict[str, tuple[str, ...]] = {
         "Pleural Other",
     ),
 }
+
+
+def nothing_label(label_names: Sequence[str]) -> str | None:
+    """Return the label that says that there is no finding, however it is spelled; None where there is none."""
+    return next((name for name in label_names if name.replace("_", " ").lower() == NO_FINDING.lower()), None)

@@ -50,6 +50,8 @@ from engine.keys import short_hash
 
 # Part of every preprocess id: to be raised whenever the same file would give other pixels.
 PIXELS_VERSION = 1
+# The same for what only the fast decoder changes.
+FAST_VERSION = 2
 
 # Pillow's own hard limit against decompression bombs (two thirds of a gigabyte as RGB).
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -100,6 +102,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
 # Above this many pixels the scaled image is not built as a whole before it is cropped (a 1 x 10,000 strip would give
 # half a billion of them).
 _LARGEST_RESIZED = 1 << 26
@@ -143,7 +147,9 @@ def decode(
         if (portable := _portable_pixels(image, content)) is not None:
             return portable
         if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            image.draft(image.mode, (at_least[1], at_least[0]))
+            # The file's own width and height, which are the other way round where the image is turned on its side.
+            turned = _orientation(image) in _ON_ITS_SIDE
+            image.draft(image.mode, at_least if turned else (at_least[1], at_least[0]))
         image.load()
         orientation = _orientation(image)
         upright = _to_eight_bits(image)
@@ -364,9 +370,9 @@ class Preprocess:
         }
 
     @property
-    def _faster(self) -> dict[str, str]:
+    def _faster(self) -> dict[str, Any]:
         """What a decoder adds to the description; nothing where it is exact."""
-        return {} if self.decoder == "exact" else {"decoder": self.decoder}
+        return {} if self.decoder == "exact" else {"decoder": self.decoder, "fast_version": FAST_VERSION}
 
     @property
     def at_least(self) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from engine.tables import offer, text_of
 
 CONDITION = re.compile(r"\s*(?P<column>[^=!<>]+?)\s*(?P<sign>!=|>=|<=|=|>|<)\s*(?P<value>.*?)\s*$", re.S)
 LABEL = re.compile(r"\s*label(?P<sign>!?):\s*(?P<name>.*?)\s*$", re.S)
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -113,12 +115,9 @@ def _ordered(values: pd.Series, sign: str, value: str, condition: str) -> np.nda
     if len(numbers) and np.isnan(numbers).all():
         raise UsageError(f"the column {values.name!r} holds no numbers, so {condition!r} cannot be; use = or !=")
     with np.errstate(invalid="ignore"):
-        return np.asarray(ORDERS[sign](numbers, number))  # a blank cell passes no comparison
+        return np.asarray(ORDERS[sign](numbers, float(number)))  # a blank cell passes no comparison
 
 
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if np.isfinite(number) else None
+def _number(text: str) -> Decimal | None:
+    """Return a number with all its digits; float() would take an id such as 1_2 for 12, and round long ones."""
+    return Decimal(text.strip()) if NUMBER.fullmatch(text.strip()) else None

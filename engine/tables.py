@@ -11,6 +11,7 @@ import difflib
 import io
 import logging
 import os
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
 from engine.errors import DataError, ImageError, UsageError
@@ -28,7 +30,11 @@ logger = logging.getLogger(__name__)
 # Text in Arrow buffers; what is missing is NaN, as in pandas' own "str".
 TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+# Up to here float64 has every whole number.
+LARGEST_WHOLE_FLOAT = 2**53
 BLANK_VALUES = ("", "nan", "none", "null", "na", "n/a", "<na>")
+NUMBERED = re.compile(r"\.[0-9]+$")
+TRUTH_VALUES = {"true": "1", "false": "0"}
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -78,16 +84,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if kind == ".parquet":
             table = _read_parquet(content, last_part(file))
         else:
-            table = pd.read_csv(
-                content,
-                dtype=TEXT,
-                keep_default_na=False,
-                na_filter=False,
-                sep="\t" if kind == ".tsv" else ",",
-                encoding="utf-8-sig",
-                index_col=False,
-                compression="gzip" if file.endswith(".gz") else None,
-            )
+            table = _read_csv(content, file, "\t" if kind == ".tsv" else ",")
     except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser and encodings raise ValueErrors
         message = f"cannot read the table {file!r}: {error}; check that it is a UTF-8 {kind} file"
         raise DataError(message) from error
@@ -129,7 +126,59 @@ def _read_parquet(content: str | io.BytesIO, name: str) -> pd.DataFrame:
     if heavy:
         logger.warning("%s: the columns %s hold bytes and are not read; images come from paths", name, heavy)
     table = file.read(columns=[field.name for field in file.schema_arrow if field.name not in heavy])
-    return table.to_pandas(types_mapper=_pandas_type, split_blocks=True).reset_index(drop=True)
+    frame = table.to_pandas(types_mapper=_pandas_type, split_blocks=True).reset_index(drop=True)
+    for name in table.column_names:
+        if _loses_digits(table[name]):
+            frame[name] = table[name].to_pandas(types_mapper=pd.ArrowDtype)
+    return frame
+
+
+def _read_csv(content: str | io.BytesIO, file: str, separator: str) -> pd.DataFrame:
+    """Return a CSV file's cells as text; DataError for a row with more cells than the header has names."""
+
+    def read(**options: Any) -> pd.DataFrame:
+        if not isinstance(content, str):
+            content.seek(0)
+        return pd.read_csv(
+            content,
+            dtype=TEXT,
+            keep_default_na=False,
+            na_filter=False,
+            sep=separator,
+            encoding="utf-8-sig",
+            compression="gzip" if file.endswith(".gz") else None,
+            **options,
+        )
+
+    table = read()
+    if any(NUMBERED.sub("", str(name)) in table.columns for name in table.columns if NUMBERED.search(str(name))):
+        # Perhaps pandas called a second "text" "text.1"; what the file says, is checked by the caller.
+        table.columns = [
+            mangled if said == "" else said
+            for mangled, said in zip(table.columns, read(header=None, nrows=1).iloc[0], strict=True)
+        ]
+    if isinstance(table.index, pd.RangeIndex):
+        return table
+    # The first row has more cells than the header, so pandas took its first ones for an index.
+    width = len(table.columns)
+    surplus = table.reset_index(allow_duplicates=True).iloc[:, width:].astype(str)
+    filled = (surplus != "").to_numpy()
+    if filled.any():
+        row = int(np.flatnonzero(filled.any(axis=1))[0])
+        cell = surplus.iloc[row, int(np.flatnonzero(filled[row])[0])]
+        raise DataError(
+            f"{place(file, row)} has more cells than the header has names ({width}), such as {cell!r}; put cells that "
+            f"hold {separator!r} in quotes"
+        )
+    return read(index_col=False, usecols=range(width)).set_axis(table.columns, axis=1)
+
+
+def _loses_digits(values: pa.ChunkedArray) -> bool:
+    """Tell whether pandas would round whole numbers, which it makes floating-point ones where some are missing."""
+    if not (pa.types.is_integer(values.type) and values.null_count):
+        return False
+    bounds = pc.min_max(values).as_py()
+    return any(abs(bound) > LARGEST_WHOLE_FLOAT for bound in bounds.values() if bound is not None)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -147,6 +196,12 @@ def _pandas_type(kind: pa.DataType) -> Any:
     return pd.ArrowDtype(kind) if pa.types.is_nested(kind) or pa.types.is_decimal(kind) else None
 
 
+def check_flat(values: pd.Series) -> None:
+    """Raise DataError where a column holds lists or the like."""
+    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
+        raise DataError(f"the column {values.name!r} holds {values.dtype.pyarrow_dtype}, not text; name another one")
+
+
 def text_of(values: pd.Series) -> pd.Series:
     """Return a column as stripped text (`TEXT`), "" where blank; whole numbers of parquet files without ".0".
 
@@ -155,10 +210,9 @@ def text_of(values: pd.Series) -> pd.Series:
     DataError
         The column holds lists or the like.
     """
-    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_nested(values.dtype.pyarrow_dtype):
-        raise DataError(f"the column {values.name!r} holds {values.dtype.pyarrow_dtype}, not text; name another one")
+    check_flat(values)
     if pd.api.types.is_float_dtype(values.dtype):
-        whole = values.notna() & (values % 1 == 0)
+        whole = values.notna() & (values % 1 == 0) & (values.abs() < 2.0**63)
         if (whole | values.isna()).all():
             values = values.astype("Int64")
     return values.astype(TEXT).str.strip().fillna("")
@@ -186,14 +240,15 @@ def numbers_of(table: pd.DataFrame, column: str, path: str | Path, *, blank: flo
     Raises
     ------
     DataError
-        A cell is no finite number; the message names it with its line.
+        A cell is no finite number, and the message names it with its line; or the column holds lists or the like.
     """
+    check_flat(table[column])
     # Each distinct value is understood once: a column of labels has three, however many rows there are.
     codes, distinct = pd.factorize(table[column], use_na_sentinel=False)
     text = text_of(pd.Series(distinct))
     folded = text.str.lower()
     empty = folded.isin(BLANK_VALUES).to_numpy()
-    meanings = folded.mask(empty, "nan").replace({"true": "1", "false": "0"})
+    meanings = folded.mask(empty, "nan").replace(TRUTH_VALUES)
     numbers = pd.to_numeric(meanings, errors="coerce").to_numpy(dtype=np.float64)[codes]
     empty = empty[codes]
     wrong = ~np.isfinite(numbers) if blank is None else ~np.isfinite(numbers) & ~empty

@@ -27,7 +27,6 @@ from jobs.runs import Run, open_run
 from jobs.study_records import number
 
 SETTING = "Frozen encoder"
-PAIRS_FILE = "distances.csv"
 SPACE_FILE = "space.csv"
 STUDY = "study's distances"
 SEVERAL = "several labels a sample"
@@ -104,7 +103,10 @@ def run(
         material = measuring.prepare(config, record, progress, texts=config.texts, by_blocks=True)
         setting = _bare_setting(material, config.protocol)
         with record.step("distances") as step:
-            study_scores.write_distances(material, [setting], config.protocol, record, config.replicates, config.seed)
+            between = study_scores.write_distances(
+                material, [setting], config.protocol, record, config.replicates, config.seed
+            )
+            study_scores.write_pairs([between], record)
             step.items = len(material.rows("test"))
         rows = np.arange(len(material.dataset)) if config.on == "all" else material.rows(config.on)
         sections: list[tuple[str, Sequence[space.Measure]]] = []
@@ -125,7 +127,7 @@ def run(
             step.items = len(rows)
         measures = _recorded(sections, config, record)
     numbers = measuring.result_lines(record.folder, "distance")[["metric", "value", "low", "high"]]
-    pairs = pd.read_csv(record.folder / PAIRS_FILE)[["label_a", "label_b", "distance"]]
+    pairs = pd.read_csv(record.folder / study_scores.PAIRS_FILE)[["label_a", "label_b", "distance"]]
     failures = pd.DataFrame(record.failures, columns=["id", "uri", "what", "reason"])
     return Result(record.folder, numbers, pairs, measures, maps, failures)
 

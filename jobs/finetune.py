@@ -110,7 +110,7 @@ def run(
                 progress,
                 checkpoints=checkpoints,
             )
-            step.items = len(material.rows("train")) * len(setting.details["history"])
+            step.items = len(material.rows("train")) * setting.details["epochs"]
         pd.DataFrame(setting.details["history"]).to_csv(record.path("history.csv"), index=False)
         child = setting.explained.encoder
         known = record.provenance["encoders"]

@@ -25,6 +25,7 @@ from engine.embed import EmbedReport
 from engine.encoder import Encoder
 from engine.errors import DataError
 from engine.products import product_of
+from engine.splits import SPLITS
 from jobs import opening, study_settings
 from jobs.config import CacheOptions, DatasetOptions, ModelOptions, SplitOptions
 from jobs.metric_tables import label_table, overall_table, undefined_sentences
@@ -165,26 +166,39 @@ def prepare(
     if large:
         log.info("%s embeddings are read from the cache block by block", f"{len(stored):,}")
     material = study_settings.Material(kept, encoder, features, stored.keys, cache)
-    parts = {name: len(material.rows(name)) for name in ("train", "val", "test")}
-    empty = [name for name, count in parts.items() if not count]
+    empty = [name for name in SPLITS if not len(material.rows(name))]
     if empty:
         raise DataError(
             f"{dataset.called} has no embedded sample in {' and '.join(empty)} (split {config.split.how!r}); "
             "choose another split, such as --split grouped"
         )
+    describe(material, config.split, run)
+    run.note(protocol=[config.protocol])
+    return material
+
+
+def describe(material: study_settings.Material, split: SplitOptions, run: Run) -> None:
+    """Write what the data are, how they are split and which encoder looked at them into the run's provenance."""
+    dataset, encoder = material.dataset, material.encoder
+    counts = dataset.labels.sum(axis=0)
+    positive = counts[counts > 0]
     run.note(
-        encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}],
+        label_names=list(dataset.label_names),
         dataset={
             "schema": dataset.schema,
-            "n": len(kept),
-            "groups": int(kept.samples["group"].nunique()),
-            "labels": {name: int(count) for name, count in zip(kept.label_names, kept.labels.sum(axis=0), strict=True)},
+            "n": len(dataset),
+            "groups": len(set(dataset.groups)),
+            "imbalance": f"{positive.max() / positive.min():.0f} : 1" if len(positive) else "–",
+            "labels": {name: int(count) for name, count in zip(dataset.label_names, counts, strict=True)},
         },
-        split={"how": config.split.how, "seed": config.split.seed, "counts": parts},
-        label_names=list(kept.label_names),
-        protocol=[config.protocol],
+        split={
+            "how": split.how,
+            "seed": split.seed,
+            "digest": material.split_digest,
+            "counts": {name: len(material.rows(name)) for name in SPLITS},
+        },
+        encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}],
     )
-    return material
 
 
 def check_positives(material: study_settings.Material, held: np.ndarray) -> pd.DataFrame:

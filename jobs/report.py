@@ -72,20 +72,27 @@ def run(config: Config, *, out: Path | None = None) -> Result:
 
 
 def _paired(config: Config, records: list[run_record.RunRecord]) -> comparison.Paired:
-    """Return the paired differences between all settings, or why they cannot be computed."""
+    """Return the paired differences between all settings, runs called as on the page, or why there are none."""
+    folders = [record.folder.resolve() for record in records]
+    called = dict(zip(map(str, folders), comparison.run_names(records), strict=True))
+
+    def named(text: str) -> str:
+        for folder in sorted(called, key=len, reverse=True):  # one's path may begin another's
+            text = text.replace(folder, called[folder])
+        return text
+
     try:
-        found = compare.run(compare.Config(runs=config.runs, replicates=config.replicates, seed=config.seed))
+        found = compare.run(compare.Config(runs=folders, replicates=config.replicates, seed=config.seed))
     except (DataError, UsageError) as reason:
-        names = dict(zip((str(folder) for folder in config.runs), comparison.run_names(records), strict=True))
-        said = str(reason)
-        for folder, name in names.items():
-            said = said.replace(folder, name)
-        return comparison.Paired(pd.DataFrame(), f"No paired differences: {said}.")
+        return comparison.Paired(pd.DataFrame(), f"No paired differences: {named(str(reason))}.")
+    differences = found.differences.copy()
+    for column in ("setting", "other", "better"):
+        differences[column] = differences[column].map(named)
     note = (
         f"Paired differences on the same {found.samples:,} test images of {found.groups:,} patients, "
         f"{found.replicates:,} resamples by patient."
     )
-    return comparison.Paired(found.differences, note)
+    return comparison.Paired(differences, note)
 
 
 def _check_folder(out: Path, asked: list[Path]) -> None:

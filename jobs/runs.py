@@ -261,7 +261,8 @@ def open_run(
     Raises
     ------
     UsageError
-        `out` exists and neither way out was chosen, or it is no run, or was started with another config.
+        `out` exists and neither way out was chosen, or it is no run, or was started by another verb or with another
+        config.
     """
     folder = out.expanduser() if out is not None else runs_folder(cache) / run_id(verb)
     if overwrite and resume:
@@ -270,7 +271,7 @@ def open_run(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output {str(folder)!r} is a file; give another folder with --out")
     if folder.is_dir() and any(folder.iterdir()):
-        started = _take_over(folder, config, overwrite, resume)
+        started = _take_over(folder, verb, config, overwrite, resume)
     fresh = not folder.exists()
     make_folder(folder)
     save_config(config, folder / CONFIG_FILE)
@@ -322,7 +323,7 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / PROVENANCE_FILE).is_file()
 
 
-def _take_over(folder: Path, config: JobConfig, overwrite: bool, resume: bool | None) -> str | None:
+def _take_over(folder: Path, verb: str, config: JobConfig, overwrite: bool, resume: bool | None) -> str | None:
     """Clear or check an existing output folder; return when the run to go on with was started."""
     if not overwrite and not resume:
         resuming = "" if resume is None else "--resume to go on with it, "
@@ -338,6 +339,16 @@ def _take_over(folder: Path, config: JobConfig, overwrite: bool, resume: bool | 
     if overwrite:
         shutil.rmtree(folder)
         return None
+    try:
+        provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        provenance = {}
+    begun = provenance.get("verb", verb)
+    if begun != verb:
+        raise UsageError(
+            f"run {str(folder)!r} was started by `fluoro {begun}`, so `fluoro {verb}` cannot go on with it; give "
+            "--out with another folder"
+        )
     earlier = load_config(type(config), folder / CONFIG_FILE)
     differing = [
         name for name in type(config).model_fields if plain(getattr(earlier, name)) != plain(getattr(config, name))
@@ -347,10 +358,6 @@ def _take_over(folder: Path, config: JobConfig, overwrite: bool, resume: bool | 
             f"run {str(folder)!r} was started with other values of {', '.join(differing)}; give the same ones to "
             "resume it, or --out with another folder"
         )
-    try:
-        provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
     return provenance.get("first_started") or provenance.get("started")
 
 

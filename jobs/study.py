@@ -34,6 +34,7 @@ from jobs import config as configs
 from jobs import (
     heads,
     heatmap_tables,
+    measuring,
     opening,
     probe_section,
     run_tables,
@@ -156,7 +157,13 @@ def run(
         with record.step("load model"):
             encoder = opening.load_model(config, config.cache, dataset)
         material = _embed(config, dataset, encoder, cache, record, progress)
-        _describe(material, config, record)
+        empty = [name for name in splits.SPLITS if not len(material.rows(name))]
+        if empty:
+            raise DataError(
+                f"the split {config.split.how!r} leaves no samples in {', '.join(empty)}; choose another with "
+                "--set split.how="
+            )
+        measuring.describe(material, config.split, record)
         with record.step("split and leaks"):
             study_analyses.write_split(material, config.leaks, record)
             study_data.write_data(material, record)
@@ -167,6 +174,7 @@ def run(
             step.items = len(index)
         compared: dict[str, list[study_settings.Setting]] = {}
         cases: list[dict[str, Any]] = []
+        between: list[pd.DataFrame] = []
         for protocol in config.protocols:
             # What fine-tuning leaves frozen need not run again for each fold of the heatmaps.
             kept = KeptResults() if config.heatmaps.enabled and config.heatmaps.folds else None
@@ -176,9 +184,12 @@ def run(
                     material, compared[protocol], protocol, record, config.replicates, config.seed, config.permutations
                 )
             with record.step(f"distances ({protocol})"):
-                study_scores.write_distances(
-                    material, compared[protocol], protocol, record, config.replicates, config.seed
+                between.append(
+                    study_scores.write_distances(
+                        material, compared[protocol], protocol, record, config.replicates, config.seed
+                    )
                 )
+                study_scores.write_pairs(between, record)
             _questions(config, material, compared[protocol], protocol, record)
             _soundness(config, material, compared[protocol], protocol, record, progress)
             if config.heatmaps.enabled:
@@ -265,38 +276,6 @@ def _plan(config: Config) -> dict[str, Any]:
     return {"batch_size": config.batch_size, "threads": config.threads, "limits": limits}
 
 
-def _describe(material: study_settings.Material, config: Config, record: runs.Run) -> None:
-    """Write what the data are and which encoder looked at them into the provenance."""
-    dataset = material.dataset
-    counts = dataset.labels.sum(axis=0)
-    positive = counts[counts > 0]
-    named = {name: int(count) for name, count in zip(dataset.label_names, counts, strict=True)}
-    parts = {name: len(material.rows(name)) for name in ("train", "val", "test")}
-    empty = [name for name, count in parts.items() if not count]
-    if empty:
-        raise DataError(
-            f"the split {config.split.how!r} leaves no samples in {', '.join(empty)}; choose another with "
-            "--set split.how="
-        )
-    record.note(
-        label_names=list(dataset.label_names),
-        dataset={
-            "schema": dataset.schema,
-            "n": len(dataset),
-            "groups": len(set(dataset.groups)),
-            "imbalance": f"{positive.max() / positive.min():.0f} : 1" if len(positive) else "–",
-            "labels": named,
-        },
-        split={
-            "how": config.split.how,
-            "seed": config.split.seed,
-            "digest": material.split_digest,
-            "counts": parts,
-        },
-        encoders=[_encoder_row(material.encoder)],
-    )
-
-
 def _settings(
     config: Config,
     material: study_settings.Material,
@@ -318,7 +297,7 @@ def _settings(
         said = heads.origin_sentence(probe_head, config.probe.head, material.split_digest)
         own = probe_head.provenance.get(heads.SPLIT) == material.split_digest
         log.log(logging.INFO if own else logging.WARNING, said)
-        record.record("sentence", section="classification", text=said)
+        record.record_all(study_records.sentence_rows("classification", [said], protocol))
     else:
         probe_head = heads.trained_in(probe_head, material.split_digest)
     probe_head.save(record.path(f"heads/probe-{protocol}.npz"))
@@ -347,8 +326,8 @@ def _settings(
             progress,
             kept,
         )
-        step.items = len(material.rows("train")) * sum(row["epoch"] > 0 for row in tuned.details["history"])
-    record.record("sentence", section="classification", text=tuned.details["said"])
+        step.items = len(material.rows("train")) * tuned.details["epochs"]
+    record.record_all(study_records.sentence_rows("classification", [tuned.details["said"]], protocol))
     known = [*record.provenance["encoders"]]
     record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])
     return [zero_shot, probe, tuned]

@@ -24,6 +24,7 @@ from analysis.space import survey
 from analysis.space.measures import Measure
 from analysis.vectors import normalise_rows
 from engine.errors import DataError, UsageError
+from engine.labels import nothing_label
 from engine.splits import SPLITS
 from jobs import config as configs
 from jobs import runs
@@ -212,7 +213,7 @@ def write_space(
                 found += measured()
             except DataError as error:
                 text = f"{name} of {setting.name} ({protocol}) is not measured: {error}."
-                run.record_all(sentence_rows("space", [text]))
+                run.record_all(sentence_rows("space", [text], protocol))
         run.record_all([_measure_row(each, protocol, setting.name) for each in found])
     return len(distinct)
 
@@ -369,8 +370,8 @@ def _subgroup_columns(material: Material, section: SubgroupSection) -> dict[str,
                 f"{MOST_ASKED_FOR}, so choose a column of fewer"
             )
         found[name] = values
-    nothing = next((name for name in material.dataset.label_names if name.replace("_", " ") == "No Finding"), None)
-    findings = subgroups.finding_counts(material.y, material.dataset.label_names, nothing)
+    names_of = material.dataset.label_names
+    findings = subgroups.finding_counts(material.y, names_of, nothing_label(names_of))
     if section.findings and len(set(findings[test])) > 1:
         found[FINDINGS] = findings
     return found

@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis import baselines, claim_verdicts, claims, paper, threshold_families
 from analysis.metrics import Prediction
+from engine.labels import nothing_label
 from jobs import runs
 from jobs.probe_section import LINEAR_PROBE, is_probe
 from jobs.run_tables import write_table
@@ -27,7 +28,6 @@ from jobs.study_records import sentence_rows
 from jobs.study_settings import FINE_TUNING, ZERO_SHOT, Material, Setting
 
 SECTION = "claims"
-NOTHING = "No Finding"
 
 
 def write_claims(
@@ -93,13 +93,8 @@ def write_claims(
             section=SECTION,
             protocol=protocol,
         )
-    run.record_all(sentence_rows(SECTION, said))
+    run.record_all(sentence_rows(SECTION, said, protocol))
     return len(test)
-
-
-def nothing_label(label_names: Sequence[str]) -> str | None:
-    """Return the label that says that there is no finding, however it is spelled; None where there is none."""
-    return next((name for name in label_names if name.replace("_", " ").lower() == NOTHING.lower()), None)
 
 
 def _over_prediction(
@@ -142,7 +137,8 @@ def _over_prediction(
     )
     counts = claims.over_prediction_counts(table)
     names = [each.name for each in settings if each.name != ZERO_SHOT]
-    run.record_all(sentence_rows(SECTION, claim_verdicts.over_prediction_sentences(counts, ZERO_SHOT, names)))
+    drawn = claim_verdicts.over_prediction_sentences(counts, ZERO_SHOT, names)
+    run.record_all(sentence_rows(SECTION, drawn, protocol))
 
 
 def _leading(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:

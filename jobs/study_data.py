@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import claims, leaks
+from engine.labels import nothing_label
 from engine.splits import SPLITS
 from jobs import runs
 from jobs.run_tables import write_table
-from jobs.study_claims import nothing_label
 from jobs.study_settings import Material
 
 SECTION = "data"

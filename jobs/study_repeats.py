@@ -89,7 +89,7 @@ def write_repeats(
         ("seeds-each", table, "Each repeat", "Every repeat's test metrics with their intervals by patient."),
     ):  # fmt: skip
         write_table(run, f"{name}-{protocol}", frame, title=title, text=text, section=SECTION, protocol=protocol)
-    run.record_all(sentence_rows(SECTION, repeats.repeat_sentences(spreads, agreements)))
+    run.record_all(sentence_rows(SECTION, repeats.repeat_sentences(spreads, agreements), protocol))
     return config.seeds
 
 

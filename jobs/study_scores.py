@@ -40,6 +40,7 @@ from jobs.study_records import (
 from jobs.study_settings import Material, Setting
 
 PERMUTATIONS = 200
+PAIRS_FILE = "distances.csv"
 BESIDE = (
     "f1_macro",
     "f1_micro",
@@ -117,15 +118,20 @@ def write_metrics(
     if protocol == "paper":
         run.record_all(_cut_rows(truth, settings, test))
     drawn = sentences.classification_sentences(bootstrap, [setting.name for setting in settings], tuple(trivial))
-    prefix = f"protocol {protocol}: " if protocol == "paper" else ""
-    run.record_all(sentence_rows("classification", [prefix + text for text in drawn], protocol))
+    run.record_all(sentence_rows("classification", drawn, protocol))
     return len(test)
 
 
 def write_distances(
     material: Material, settings: Sequence[Setting], protocol: str, run: runs.Run, replicates: int, seed: int
-) -> None:
-    """Measure distances between and within classes on the test split, beside what permuted labels give."""
+) -> pd.DataFrame:
+    """Measure distances between and within classes on the test split, beside what permuted labels give.
+
+    Returns
+    -------
+    DataFrame
+        Distances between the classes' centroids: protocol, setting, label_a, label_b, distance.
+    """
     test = material.rows("test")
     names = material.dataset.label_names
     labels = distances.first_positive(material.y[test])
@@ -163,8 +169,12 @@ def write_distances(
             )
             for column, name in enumerate(names)
         ]
-    path = run.path("distances.csv")
-    pd.concat(pairs).dropna().to_csv(path, mode="a", header=not path.is_file(), index=False, float_format="%.6g")
+    return pd.concat(pairs).dropna()
+
+
+def write_pairs(pairs: Sequence[pd.DataFrame], run: runs.Run) -> None:
+    """Write what `write_distances` returned of each protocol as ``distances.csv``."""
+    pd.concat(pairs).to_csv(run.path(PAIRS_FILE), index=False, float_format="%.6g")
 
 
 def write_score_arrays(material: Material, compared: Mapping[str, Sequence[Setting]], run: runs.Run) -> None:

@@ -76,7 +76,7 @@ def write_sensitivity(
         section=SECTION,
         protocol=protocol,
     )
-    run.record_all(sentence_rows(SECTION, sensitivity.sensitivity_sentences(comparisons)))
+    run.record_all(sentence_rows(SECTION, sensitivity.sensitivity_sentences(comparisons), protocol))
     return len(variants) - 1
 
 

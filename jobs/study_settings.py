@@ -393,14 +393,9 @@ def tuned_tower(
         **result.card(),
     }
     name = f"{material.encoder.name}-finetuned"
-    # A training that goes on may have been killed after its folder was written.
+    # A run that goes on may have been killed after its folder was written.
     saved = model_folder.save_model_folder(
-        material.encoder,
-        result.model_state,
-        folder,
-        model_card.text(name, card),
-        name=name,
-        overwrite=checkpoints is not None,
+        material.encoder, result.model_state, folder, model_card.text(name, card), name=name, overwrite=True
     )
     child = encoders.load_encoder(
         f"local-dir:{saved.resolve()}", device=str(material.encoder.device), precision=material.encoder.precision
@@ -411,6 +406,7 @@ def tuned_tower(
     head.save(folder / "head.npz")
     details = {
         "history": result.history.to_dict("records"),
+        "epochs": int((result.history["epoch"] > 0).sum()),  # 0 is the start
         "said": kept_epoch(result, start_head is not None),
         "earlier_seconds": result.earlier_seconds,
     }

@@ -19,6 +19,7 @@ from analysis.distances import first_positive
 from engine import index as indexes
 from engine.dataset import Dataset
 from engine.keys import short_hash
+from engine.labels import nothing_label
 from jobs import config as configs
 from jobs import runs
 from jobs.opening import read_image
@@ -91,18 +92,15 @@ def write_embedding_map(dataset: Dataset, settings: Sequence[Setting], run: runs
 def _labels_to_ask(dataset: Dataset, section: ShowcaseSection) -> list[str]:
     if section.texts is not None:
         return section.texts
-    counts = dataset.labels.sum(axis=0)
-    findings = [
-        column
-        for column in np.argsort(-counts, kind="stable")
-        if dataset.label_names[column] not in ("No Finding", "No_Finding")
-    ]
+    counts, nothing = dataset.labels.sum(axis=0), nothing_label(dataset.label_names)
+    findings = [column for column in np.argsort(-counts, kind="stable") if dataset.label_names[column] != nothing]
     return [dataset.label_names[column] for column in findings[:3] if counts[column]]
 
 
 def _images_to_ask(dataset: Dataset, section: ShowcaseSection) -> np.ndarray:
     test = (dataset.samples["split"] == "test").to_numpy()
-    finding = np.array([name not in ("No Finding", "No_Finding") for name in dataset.label_names])
+    nothing = nothing_label(dataset.label_names)
+    finding = np.array([name != nothing for name in dataset.label_names])
     rows = np.flatnonzero(test & dataset.labels[:, finding].any(axis=1))
     rng = np.random.Generator(np.random.PCG64(section.seed))
     return rng.permutation(rows)[: section.images]

@@ -51,7 +51,17 @@ def ran(script: str, *options: str) -> str:
 def test_extraction_prints_each_stage_the_limit_and_ours(tmp_path):
     options = ["--model", "phantom-clip", "--device", "cpu", "--batch-size", "8", "--folder", str(tmp_path)]
     text = ran("extraction.py", "--images", "24", *options)
-    for stage in ("decode", "encode", "limit", "ours", "ours / limit", "pixels from the cache", "fast decoder"):
+    for stage in (
+        "decode",
+        "encode",
+        "limit",
+        "ours",
+        "ours / limit",
+        "storing",
+        "pixels from the cache",
+        "fast decoder",
+        "ours with it",
+    ):
         assert f"  {stage}" in text
     assert "pixels as open_clip gives them         equal" in text
 

@@ -197,7 +197,7 @@ def bootstrap_distances(
         geometry = weighted_geometry(rows, labels, number, weights)
         drawn[first : first + _AT_A_TIME] = np.stack(inter_intra_ratio(geometry), axis=1)
     low, high = percentile_ends(drawn, level, axis=0)
-    if resamples.shape[1] < 2:
+    if len(np.unique(codes)) < 2:
         low, high = np.full(3, np.nan), np.full(3, np.nan)
     defined = np.isfinite(drawn).sum(axis=0)
     point = (value.inter, value.intra, value.ratio)
@@ -223,7 +223,7 @@ def _check(
     number = int(labels.max()) + 1 if classes is None else classes
     if labels[kept].min() < 0 or labels.max() >= number:
         raise DataError(f"classes lie between {labels[kept].min()} and {labels.max()}, expected 0 to {number - 1}")
-    return values[kept], labels[kept], number
+    return values[kept], labels[kept].astype(np.int64), number
 
 
 def _centroids(values: np.ndarray, labels: np.ndarray, number: int, counts: np.ndarray) -> np.ndarray:

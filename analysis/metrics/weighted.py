@@ -155,13 +155,13 @@ class MetricPlan:
         sums = columns.T @ self._statistics
         total = sums[:, 0]
         means = divide(sums[:, 1:5], total[:, None], float("nan"))
-        tp, fp, fn, squared = (sums[:, 5 + part * labels : 5 + (part + 1) * labels] for part in range(4))
+        tp, fp, fn, negatives, squared = (sums[:, 5 + part * labels : 5 + (part + 1) * labels] for part in range(5))
         # 0/0 is 0 where a label is never said or never there, and nothing where there is no sample at all.
         blank = divide(total - total, total, float("nan"))
         precision, recall, f1 = (part + blank[:, None] for part in precision_recall_f1(tp, fp, fn))
         f1_micro = precision_recall_f1(tp.sum(axis=1), fp.sum(axis=1), fn.sum(axis=1))[2] + blank
         positives, predicted = tp + fn, tp + fp
-        auroc, average_precision, auroc_micro = self._ranked(weights, total, positives)
+        auroc, average_precision, auroc_micro = self._ranked(weights, negatives)
         nothing = float("nan") * positives
         brier = divide(squared, total[:, None], float("nan")) if self.probabilities else nothing
         ece = nothing
@@ -209,9 +209,9 @@ class MetricPlan:
         plans.append(RankingPlan(truth.ravel(), scores.ravel(), np.repeat(self._codes, self.labels)))
         self._rankings = plans
 
-    def _ranked(self, weights: Columns, total: Array, positives: Array) -> tuple[Array, Array, Array]:
-        """Return AUROC and average precision (R, L), and micro-AUROC (R,)."""
-        xp = namespace(total)
+    def _ranked(self, weights: Columns, negatives: Array) -> tuple[Array, Array, Array]:
+        """Return AUROC and average precision (R, L), and micro-AUROC (R,), given the negatives' weights (R, L)."""
+        xp = namespace(negatives)
         if weights.wide.shape[1] < MANY_COLUMNS:
             columns = like(self._scores, weights.wide)
             by_sample = columns[like(columns, self._codes)]
@@ -228,17 +228,19 @@ class MetricPlan:
             # Each cell counts in the micro ranking, so that sums reach samples x labels.
             exact, largest = weights.exact(self.samples * max(1, self.labels))
             exact = like(self._scores, exact)
-            negatives = total[:, None] - positives
             pairs = [
                 plan.evaluate(exact, negatives[:, label], largest) for label, plan in enumerate(self._rankings[:-1])
             ]
             micro = self._rankings[-1].evaluate(exact, negatives.sum(axis=1), largest, precision=False)[0]
         if not pairs:
-            return positives, positives, micro
+            return negatives, negatives, micro
         return xp.stack([pair[0] for pair in pairs], axis=1), xp.stack([pair[1] for pair in pairs], axis=1), micro
 
     def _sample_statistics(self) -> Array:
-        """Return the summands: 1, exact match, LRAP, coverage, ranking loss, TP, FP, FN, squared errors."""
+        """Return the summands: 1, exact match, LRAP, coverage, ranking loss, TP, FP, FN, negatives, squared errors.
+
+        Negatives are summed by themselves: all less the positives would leave what rounding leaves where there is none.
+        """
         truth, scores, decisions = self._truth, self._scores, self._decisions
         xp = namespace(truth)
         single = [
@@ -248,7 +250,7 @@ class MetricPlan:
             samples.coverage_samples(truth, scores),
             samples.ranking_loss_samples(truth, scores),
         ]
-        tables = [floats(part) for part in samples.confusion_samples(truth, decisions)]
+        tables = [floats(part) for part in (*samples.confusion_samples(truth, decisions), ~truth)]
         if self.probabilities:
             tables.append((scores - floats(truth)) ** 2)
         return xp.concatenate([xp.stack(single, axis=1), *tables], axis=1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from analysis.probes.base import LinearEstimator, Probe, WeightedProbe, unit_rows
 from analysis.probes.linear import text_vectors
+from analysis.vectors import without_rounding
 
 # Products (queries x stored samples) that are held at once.
 _CELLS = 1 << 24
@@ -120,6 +121,10 @@ class NeighbourProbe(Probe):
 
     def _shares(self, x: np.ndarray, counts: Sequence[int]) -> np.ndarray:
         asked, stored = self._scaled(x), self.stored_
+        if self.metric == "euclidean":
+            # Seen from the middle of those stored, fewer digits cancel.
+            middle = stored.mean(axis=0)
+            asked, stored = asked - middle, stored - middle
         most = min(max(counts), len(stored))
         found = np.empty((len(counts), len(asked), self.truth_.shape[1]))
         squares = (stored**2).sum(axis=1)
@@ -128,8 +133,11 @@ class NeighbourProbe(Probe):
             some = asked[start : start + step]
             similarity = some @ stored.T
             if self.metric == "euclidean":
-                away = np.maximum((some**2).sum(axis=1)[:, None] + squares - 2 * similarity, 0)
-                similarity = -np.sqrt(away)
+                lengths = (some**2).sum(axis=1)
+                away = np.maximum(lengths[:, None] + squares - 2 * similarity, 0)
+                similarity = -np.sqrt(without_rounding(away, float(lengths.max() + squares.max())))
+            else:
+                similarity = without_rounding(similarity)
             nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
             near = np.take_along_axis(similarity, nearest, axis=1)
             truth = self.truth_[nearest]

@@ -17,7 +17,7 @@ from analysis import run_record
 from analysis.report.blocks import Details, Heading, Section, Sentences
 from analysis.report.sharing import is_private
 from analysis.report.tables import Cell, Row, Table, number, size
-from analysis.sentences import TITLES
+from analysis.sentences import TITLES, with_protocol
 
 LAID_OUT: frozenset[str] = frozenset()
 # Sections of a protocol, which show the tables announced for them at their own end.
@@ -92,7 +92,8 @@ def plain_tables(record: run_record.RunRecord) -> list[dict[str, Any]]:
         if line.name in LAID_OUT:
             continue
         section = str(line.section)
-        said = [] if section in told else list(sentences.loc[sentences["section"] == section, "text"])
+        rows = sentences[sentences["section"] == section]
+        said = [] if section in told else list(map(with_protocol, rows["text"], rows["protocol"]))
         told.add(section)
         protocol = line.protocol if isinstance(line.protocol, str) else ""
         suffix = f" (protocol {protocol})" if protocol else ""

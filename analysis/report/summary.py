@@ -16,7 +16,7 @@ from analysis import run_record
 from analysis.metrics import LOWER_IS_BETTER
 from analysis.report.plain import told_beside_tables
 from analysis.report.tables import css, number
-from analysis.sentences import TITLES, is_caution
+from analysis.sentences import TITLES, is_caution, with_protocol
 
 ANSWERED = ("lrap", "f1_macro", "exact_match", "map", "auroc_macro")
 BESIDE_THEIR_TABLES = ("distances", "thresholds", "subgroups", "space")
@@ -67,11 +67,12 @@ def question(record: run_record.RunRecord) -> str:
     model = encoders[0].get("name") or encoders[0].get("id") or "the model"
     settings = _settings(record)
     named = ", ".join(settings[:-1]) + (" and " if len(settings) > 1 else "") + settings[-1] if settings else ""
+    imbalance = dataset.get("imbalance", "–")
     text = (
         f"How well does {model} tell {len(record.label_names)} labels apart in {dataset.get('n', 0):,} images of "
-        f"{dataset.get('groups', 0):,} patients, where the most frequent label is to the rarest as "
-        f"{dataset.get('imbalance', '–')}?"
+        f"{dataset.get('groups', 0):,} patients"
     )
+    text += f", where the most frequent label is to the rarest as {imbalance}?" if imbalance != "–" else "?"
     if counts.get("test"):
         text += f" Judged on the {counts['test']:,} test images"
         text += f", in {len(settings)} settings: {named}." if len(settings) > 1 else f": {named}." if named else "."
@@ -112,7 +113,7 @@ def warnings(record: run_record.RunRecord) -> list[str]:
     for row in said.itertuples():
         # What was asked is answered among the findings, whichever way the answer goes.
         if row.text and row.section != FIRST[0] and is_caution(str(row.text)):
-            found.append(str(row.text))
+            found.append(with_protocol(str(row.text), row.protocol))
     return list(dict.fromkeys(found))
 
 
@@ -123,7 +124,11 @@ def findings(record: run_record.RunRecord) -> list[str]:
     shown = [row for row in said.itertuples() if row.text and (row.section in FIRST or row.section not in beside)]
     shown.sort(key=lambda row: FIRST.index(row.section) if row.section in FIRST else len(FIRST))
     return list(
-        dict.fromkeys(str(row.text) for row in shown if row.section == FIRST[0] or not is_caution(str(row.text)))
+        dict.fromkeys(
+            with_protocol(str(row.text), row.protocol)
+            for row in shown
+            if row.section == FIRST[0] or not is_caution(str(row.text))
+        )
     )
 
 

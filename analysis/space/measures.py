@@ -143,8 +143,10 @@ def tail_share(null: np.ndarray, observed: float, side: Better) -> float:
     defined = null[np.isfinite(null)]
     if not side or not math.isfinite(observed) or not len(defined):
         return NAN
-    # A permutation that gives the same labels again gives the same value but for the last digits of float32.
-    slack = 1e-6 * max(1.0, abs(observed))
+    # A permutation that gives the same labels again gives the same value but for the last digits of float32: of 1 where
+    # sums of about that size cancel, of less where all are smaller, as distances of short embeddings are.
+    largest = max(abs(observed), float(np.abs(defined).max()))
+    slack = 1e-6 * max(abs(observed), min(1.0, 10 * largest))
     as_far = defined >= observed - slack if side == "higher" else defined <= observed + slack
     return (1 + int(as_far.sum())) / (1 + len(defined))
 

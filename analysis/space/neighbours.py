@@ -6,7 +6,7 @@ them with intervals and nulls.
 * kNN purity: the share of a sample's k neighbours that have its class; of a label, the share of its positives'
   neighbours that are positive too; of label sets, the neighbours' mean Jaccard overlap.
 * k-occurrence N_k: how many samples have this one among their k neighbours; its mean is k. Its skewness is hubness; a
-  sample with N_k = 0 is an anti-hub, one with N_k at least twice the standard deviation above k a hub (Radovanovic,
+  sample with N_k = 0 is an anti-hub, one with N_k more than twice the standard deviation above k a hub (Radovanovic,
   Nanopoulos and Ivanovic, Hubs in space, 2010).
 
 Neighbours of the same patient are left out where patients are known: that two images of one patient are alike says
@@ -172,9 +172,9 @@ def nearest_neighbours(
     UsageError
         k larger than the collection.
     """
-    codes = group_codes(groups, features.shape[0])
-    nearest = Nearest(k, codes, device)
-    sweep(Points(features, normalize=normalize, device=device), [nearest])
+    points = Points(features, normalize=normalize, device=device)
+    nearest = Nearest(k, group_codes(groups, points.count), device)
+    sweep(points, [nearest])
     return nearest.rows.cpu().numpy(), nearest.squares.sqrt().cpu().numpy()
 
 

@@ -7,9 +7,8 @@ nulls. Both treat a patient as one piece of evidence.
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
-from analysis.bootstrap import resample_counts
+from analysis import bootstrap
 from engine.errors import DataError, UsageError
 
 
@@ -19,10 +18,7 @@ def group_codes(groups: np.ndarray | None, samples: int) -> np.ndarray:
         return np.arange(samples)
     if len(groups) != samples:
         raise DataError(f"{len(groups)} groups for {samples} embeddings; give one group a sample")
-    codes = pd.factorize(np.asarray(groups), sort=True)[0]
-    if (codes < 0).any():
-        raise DataError(f"{(codes < 0).sum()} samples have no group; a bootstrap by patient needs one for each")
-    return codes.astype(np.int64)
+    return bootstrap.group_codes(groups)[0]
 
 
 def resample_weights(codes: np.ndarray, replicates: int, seed: int) -> np.ndarray:
@@ -32,7 +28,7 @@ def resample_weights(codes: np.ndarray, replicates: int, seed: int) -> np.ndarra
     """
     weights = np.ones((len(codes), replicates + 1), dtype=np.float32)
     if replicates:
-        number, counts = resample_counts(codes, replicates, seed)
+        number, counts = bootstrap.resample_counts(codes, replicates, seed)
         weights[:, 1:] = counts.T[number]
     return weights
 

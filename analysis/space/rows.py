@@ -49,6 +49,12 @@ class _Blocks:
         self._read, self._normalize, self._device, self._origin = read, normalize, device, origin
         self._sound = False  # known once all were read
 
+    def again(self, normalize: bool, dtype: torch.dtype) -> _Blocks:
+        """Return the same rows in blocks of a dtype, brought to length 1 where asked or where they are already."""
+        if dtype == self.dtype and (self._normalize or not normalize):
+            return self
+        return _Blocks(self._read, self.shape, normalize or self._normalize, self._device, self._origin, dtype)
+
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         start = 0
         for raw in self._read():
@@ -81,7 +87,7 @@ def rows_of(
         rows by slices, such as a zarr array or `engine.features.StoredRows`; a sequence of row blocks; or a callable
         that returns a new iterator of row blocks each time. An iterator itself can be read only once and is refused.
     normalize : bool
-        Bring every row to length 1.
+        Bring every row to length 1, also where the source are rows that were read as they are before.
     device : str
         Where the blocks are put.
     shape : (n, d), optional
@@ -97,7 +103,7 @@ def rows_of(
         Something that cannot be read twice.
     """
     if isinstance(source, _Blocks):
-        return source
+        return source.again(normalize, dtype)
     if isinstance(source, Iterator):
         raise UsageError(
             "an iterator of row blocks can be read only once, and distances need two passes; "

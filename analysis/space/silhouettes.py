@@ -24,6 +24,7 @@ from analysis.space.classes import checked_classes, class_name
 from analysis.space.measures import Measure, measure
 from analysis.space.pairwise import MEMORY, Points, row_panels, sweep
 from analysis.space.resampling import group_codes, patients_up_to, permuted_rows, resample_weights
+from analysis.space.rows import precision_of, rows_of
 from engine.errors import DataError
 
 # Samples that the null is drawn on: its cost grows with their square times permutations times classes.
@@ -143,6 +144,7 @@ def silhouette_samples(
     DataError
         Fewer than two classes.
     """
+    features = rows_of(features, normalize=normalize, device=device, dtype=precision_of(features))
     classes, kept = checked_classes(features, classes, at_least=2)
     order = kept[np.argsort(classes[kept], kind="stable")]
     points = Points(features, order, normalize=normalize, device=device)
@@ -191,6 +193,7 @@ def silhouette(
     DataError
         Fewer than two classes, shapes that do not fit, values that are not finite.
     """
+    features = rows_of(features, normalize=normalize, device=device, dtype=precision_of(features))
     classes, kept = checked_classes(features, classes, at_least=2, names=class_names)
     codes = group_codes(groups, len(classes))
     order = kept[np.argsort(classes[kept], kind="stable")]

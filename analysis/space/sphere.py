@@ -28,7 +28,7 @@ from analysis.space.measures import Measure, measure
 from analysis.space.pairwise import Points, sweep
 from analysis.space.patient_pairs import PatientPairs
 from analysis.space.resampling import group_codes, patients_up_to, permuted_rows, resample_weights
-from analysis.space.rows import BLOCK_ROWS, Chosen, Shifted, gathered, rows_of
+from analysis.space.rows import BLOCK_ROWS, Chosen, Shifted, gathered, precision_of, rows_of
 from engine.errors import DataError, UsageError
 
 
@@ -99,7 +99,8 @@ def uniformity(
         Where there are more samples, the interval is drawn on whole patients with so many at most; the value is always
         of all.
     """
-    count = int(features.shape[0])
+    features = rows_of(features, normalize=True, device=device, dtype=precision_of(features))
+    count = features.shape[0]
     if count < 2:
         raise DataError(f"uniformity is about pairs of samples, and there is {count}; give at least 2")
     codes = group_codes(groups, count)
@@ -224,10 +225,11 @@ def class_alignment(
     classes : ndarray of int, (n,)
         -1 leaves a sample out.
     """
-    classes, kept = checked_classes(features, classes)
+    unit = rows_of(features, normalize=True, device=device)
+    classes, kept = checked_classes(unit, classes)
     codes = np.unique(group_codes(groups, len(classes))[kept], return_inverse=True)[1]
     labels = classes[kept]
-    rows = Shifted(Chosen(rows_of(features, normalize=True, device=device), kept))
+    rows = Shifted(Chosen(unit, kept))
     present, own = np.unique(labels, return_inverse=True)
     members = [np.flatnonzero(own == number) for number in range(len(present))]
     patients = PatientPairs(rows, codes)
@@ -298,14 +300,15 @@ def modality_gap(
 
 def paired(x: Any, y: Any, *, normalize: bool, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return two tables whose rows belong together, float32; DataError where they do not fit."""
-    shapes = tuple(tuple(each.shape) for each in (x, y))
-    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][0]:
+    tables = [rows_of(each, normalize=normalize, device=device, dtype=precision_of(each)) for each in (x, y)]
+    shapes = [each.shape for each in tables]
+    if shapes[0][0] != shapes[1][0]:
         raise DataError(
             f"embeddings of shapes {shapes[0]} and {shapes[1]} are no pairs; both need one row a sample, in one order"
         )
     if shapes[0][1] != shapes[1][1]:
         raise DataError(f"embeddings of {shapes[0][1]} and {shapes[1][1]} dimensions do not lie in one space")
-    first, second = (gathered(each, normalize=normalize, device=device, dtype=torch.float32) for each in (x, y))
+    first, second = (gathered(each, device=device, dtype=torch.float32) for each in tables)
     return first, second
 
 

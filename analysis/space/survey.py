@@ -16,7 +16,7 @@ from analysis.space.classes import checked_classes
 from analysis.space.measures import Measure
 from analysis.space.pairwise import MEMORY, Consumer, Points, sweep
 from analysis.space.resampling import group_codes, resample_weights
-from analysis.space.rows import check_rows
+from analysis.space.rows import check_rows, precision_of, rows_of
 from analysis.space.silhouettes import (
     INTERVAL_SAMPLES,
     ClassSums,
@@ -68,6 +68,7 @@ def measure_space(
     UsageError
         k larger than what other patients leave.
     """
+    features = rows_of(features, device=device, dtype=precision_of(features))
     classes, kept = checked_classes(features, classes, at_least=2, names=tuple(label_names))
     if not normalize:
         check_rows(features, normalize=True)  # alignment and uniformity need lengths whatever the rest does

@@ -46,7 +46,7 @@ class KeyedArray:
     def __init__(self, storage: Storage, kind: str, name: str) -> None:
         self._storage, self._kind, self._name = storage, kind, name
         self._folder = array_folder.array_name(kind, name)
-        self._group = b""
+        self._group: bytes | None = None
         self._refreshing = threading.Lock()
         self._learn_format(array_folder.read_group(storage, kind, name))
 
@@ -186,7 +186,7 @@ class KeyedArray:
                         raise
                     continue
                 if added is None:
-                    self._group = b""
+                    self._group = None
                 elif self._is_still(content):
                     break
             self._known.lookup.add(added)
@@ -201,7 +201,7 @@ class KeyedArray:
         if content == self._group:
             return
         form = array_format.parse_group(content, Path(self._storage.place(f"{self._folder}/{METADATA}")))
-        if not self._group or form != self.form:
+        if self._group is None or form != self.form:
             parts = (self._storage.chunks(f"{self._folder}/{part}", form, part) for part in (form.payload, CHECK))
             self._known = Generation(form, RowLookup(), *parts)
         self._group = content

@@ -7,6 +7,7 @@ never followed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -140,13 +141,17 @@ def existing_folder(path: str | Path, schema: str) -> str:
 def walk_files(root: str) -> list[str]:
     """Return all files below a folder, as relative paths with ``/``, sorted.
 
-    One walk of `os.scandir`, which needs no further system call a file; hidden files and folders are left out, linked
-    folders are entered once.
+    One walk of `os.scandir`, which needs no further system call a file; hidden files and folders are left out. Linked
+    folders are entered once, under their own name where they lie below the root, else under that of their first link.
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-    waiting = [("", root)]
-    while waiting:
+    waiting, linked = [("", root)], list[tuple[str, str]]()
+    while waiting or linked:
+        if not waiting:
+            # In the order of their names and not of the file system, so that every copy of a tree has the same samples.
+            linked.sort(reverse=True)
+            waiting.append(linked.pop())
         prefix, folder = waiting.pop()
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
@@ -157,14 +162,26 @@ def walk_files(root: str) -> list[str]:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
                         continue
-                    if entry.is_dir():
-                        waiting.append((f"{prefix}{entry.name}/", entry.path))
-                    else:
+                    if not _is_folder(entry):
                         found.append(prefix + entry.name)
+                    elif entry.is_symlink():
+                        linked.append((f"{prefix}{entry.name}/", entry.path))
+                    else:
+                        waiting.append((f"{prefix}{entry.name}/", entry.path))
         except OSError as error:
             raise DataError(f"cannot list the folder {folder!r}: {_reason(error)}") from error
     found.sort()
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or leads to one; a link that leads nowhere, such as to itself, does not."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def suffix_of(name: str) -> str:

@@ -54,7 +54,7 @@ def open_folder(
     UsageError
         No such folder.
     DataError
-        No image in it, or texts that cannot be read.
+        No image in it, an image whose name is not UTF-8, or texts that cannot be read.
     """
     reader = open_reader(path, schema, max_bytes, follow_links)
     root = reader.root
@@ -79,7 +79,7 @@ def open_folder(
         notes.append(f"{unlabelled} images lie outside the {len(label_names)} label folders and have no label")
     for note in notes:
         logger.info("%s: %s", schema, note)
-    names = pd.Series(images, dtype=TEXT)
+    names = _column_of_names(images, schema)
     samples = pd.DataFrame(
         {
             "id": names,
@@ -99,6 +99,18 @@ def open_folder(
         reader=reader,
         notes=tuple(notes),
     )
+
+
+def _column_of_names(images: Sequence[str], schema: str) -> pd.Series:
+    """Return names as a column; DataError for one that is not UTF-8, which no table of samples could hold."""
+    try:
+        return pd.Series(images, dtype=TEXT)
+    except UnicodeEncodeError:
+        wrong = [name for name in images if os.fsencode(name).decode("utf-8", "replace") != name]
+        raise DataError(
+            f"{schema!r}: the names of {len(wrong)} images are not UTF-8, first {wrong[0]!r}; rename them, such as "
+            "with `convmv -r -f latin1 -t utf8 --notest FOLDER`"
+        ) from None
 
 
 def _splits_and_folders(folders: Sequence[str]) -> tuple[list[str], list[str]]:

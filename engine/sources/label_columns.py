@@ -13,7 +13,7 @@ import pandas as pd
 
 from engine.errors import DataError, UsageError
 from engine.sources.schema import as_names
-from engine.tables import BLANK_VALUES, numbers_of, offer, place, require_columns, text_of
+from engine.tables import BLANK_VALUES, TRUTH_VALUES, numbers_of, offer, place, require_columns, text_of
 
 
 def label_matrix(table: pd.DataFrame, columns: Iterable[str], path: str | Path) -> np.ndarray:
@@ -57,12 +57,27 @@ def read_label_columns(
     ----------
     labels, label_names, separator
         See `engine.sources.table.open_table`.
+
+    Raises
+    ------
+    UsageError
+        An empty separator, a label named twice, or names for other columns than there are.
+    DataError
+        A missing column, or a cell that is no label.
     """
+    if not separator:
+        raise UsageError(
+            "separator='' separates no names; leave it out where a cell holds one name, or give a character"
+        )
     columns = [labels] if isinstance(labels, str) and labels in table.columns else as_names(labels)
     if not columns:
         if label_names:
             raise UsageError("label_names says which labels there are, but labels=COLUMN does not say where they stand")
         return (), np.zeros((len(table), 0), dtype=np.int8), []
+    for option, names in (("label_names", label_names), ("labels", columns)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"{option} names {twice[0]!r} more than once; leave one of them out")
     require_columns(table, columns, file)
     if len(columns) > 1 or not isinstance(labels, str) or _is_numeric(table[columns[0]]):
         if label_names and len(label_names) != len(columns):
@@ -76,7 +91,7 @@ def _labels_of_lists(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return label names and the (n, L) matrix of a column of lists; each distinct list is taken apart once."""
     codes, distinct = pd.factorize(text_of(table[column]))
-    exploded = pd.Series(distinct).str.split(separator).explode().str.strip()
+    exploded = pd.Series(distinct).str.split(separator, regex=False).explode().str.strip()
     exploded = exploded[~exploded.str.lower().isin(BLANK_VALUES)]
     names = label_names or sorted(exploded.unique())
     unknown = exploded[~exploded.isin(names)]
@@ -93,7 +108,7 @@ def _labels_of_lists(
 
 
 def _is_numeric(values: pd.Series) -> bool:
-    """Tell whether a column holds numbers or blanks only, with at least one number."""
+    """Tell whether a column holds numbers, true, false or blanks only, and not blanks alone."""
     text = pd.Series(text_of(values).unique()).str.lower()
     text = text[~text.isin(BLANK_VALUES)]
-    return len(text) > 0 and bool(pd.to_numeric(text, errors="coerce").notna().all())
+    return len(text) > 0 and bool(pd.to_numeric(text[~text.isin(TRUTH_VALUES)], errors="coerce").notna().all())

@@ -287,6 +287,8 @@ def _metadata(
     text = text_of_file(_content(window, member, file), f"{member.name!r} in {file!r}")
     try:
         content = json.loads(text)
+        if "\\u" in text:  # half of a surrogate pair is no character, so no table could hold it
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise DataError(f"{member.name!r} in {file!r} is not JSON: {error}; fields='' reads no metadata") from error
     if not isinstance(content, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as oracle
 
@@ -315,6 +316,7 @@ def test_one_sample__has_values_and_no_interval():
     [
         ({"groups": np.arange(3)}, DataError, "3 groups for 90 samples"),
         ({"groups": np.array([None] * 90, dtype=object)}, DataError, "90 samples have no group"),
+        ({"groups": pd.Series([pd.NA, ""] + ["a"] * 88, dtype="string")}, DataError, "2 samples have no group"),
         ({"label_names": ("a",)}, DataError, "1 label names for 6"),
         ({"replicates": 0}, UsageError, "at least 1"),
         ({"level": 95}, UsageError, "not between 0 and 1"),

@@ -34,6 +34,8 @@ def test_ensemble__is_the_normalised_mean_of_normalised_prompts():
 def test_negatives__say_absence_and_share_texts_once():
     built = prompts.build_prompts(LABELS, "radiograph", "no")
     assert built.negative == (("no pleural effusion",), ("no edema",), ("an abnormal finding",))
+    for nothing in ("No_Finding", "no finding"):
+        assert prompts.build_prompts(["Edema", nothing], "bare", "no").negative == built.negative[1:]
     assert len(built.texts) == 6
     twice = prompts.build_prompts(("Edema", "edema"), "{label}")
     assert twice.texts == ["edema"]

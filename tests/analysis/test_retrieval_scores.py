@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -108,7 +110,7 @@ def test_label_ranking_is_scikit_learns_average_precision_of_each_query(grouped)
     expected = [[] for _ in range(4)]
     for row in range(40):
         others = groups != groups[row]
-        scores = unit[others] @ unit[row]
+        scores = np.round(unit[others] @ unit[row], 10)
         for label in np.flatnonzero(y[row]):
             if y[others, label].any():
                 expected[label].append(average_precision_score(y[others, label], scores))
@@ -120,6 +122,30 @@ def test_label_ranking_is_scikit_learns_average_precision_of_each_query(grouped)
         else:
             assert np.isnan(found.average_precision[label])
     assert found.macro() == pytest.approx(np.nanmean(found.average_precision))
+
+
+def test_equal_cosines__are_tied_whatever_rounding_leaves_of_them():
+    """Whole numbers have exact cosines: signed squares of them are fractions."""
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(24)
+    features = rng.integers(-2, 3, (40, 3))
+    features[(features == 0).all(axis=1)] = 1
+    y = rng.random((40, 2)) < 0.4
+    dots = (features @ features.T).tolist()
+    cosines = [
+        [Fraction(dot * abs(dot), dots[row][row] * dots[other][other]) for other, dot in enumerate(line)]
+        for row, line in enumerate(dots)
+    ]
+    places = {value: place for place, value in enumerate(sorted({value for line in cosines for value in line}))}
+    ranks = np.array([[places[value] for value in line] for line in cosines])
+    ranking, hits = retrieval_scores.label_ranking(features, y), retrieval_scores.image_to_image(features, y, (3,))
+    for label, truth in enumerate(y.T):
+        asking = [(row, np.flatnonzero(np.arange(40) != row)) for row in np.flatnonzero(truth)]
+        precisions = [average_precision_score(truth[others], ranks[row, others]) for row, others in asking]
+        assert ranking.average_precision[label] == pytest.approx(np.mean(precisions))
+        first = [others[np.argsort(-ranks[row, others], kind="stable")[:3]] for row, others in asking]
+        assert hits.precision[label, 0] == pytest.approx(truth[np.array(first)].mean())
 
 
 def test_recall_against_counts_shared_rows_and_leaves_out_what_is_not_there():

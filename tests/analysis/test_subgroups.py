@@ -126,12 +126,26 @@ def test_bands__name_ages_and_numbers_of_findings():
     assert subgroups.age_bands(ages).tolist() == [
         "under 18", "under 18", "18-39", "18-39", "40-59", "60-79", "80 and over", "80 and over", "", "", "40-59", ""
     ]  # fmt: skip
+    infants = [0.2, 0.5, 1.4, 1.5, 17.9, 18]
+    bands = ["under 0.5", "0.5 to 1.5", "0.5 to 1.5", "1.5 to 18", "1.5 to 18", "18 and over"]
+    assert subgroups.age_bands(infants, (0.5, 1.5, 18)).tolist() == bands
     with pytest.raises(UsageError, match="increasing"):
         subgroups.age_bands(ages, (40, 18))
     y = np.array([[0, 0, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
     expected = ["no finding", "one finding", "several findings", "no finding"]
     assert subgroups.finding_counts(y, ("a", "b", "No Finding")).tolist() == expected
     assert subgroups.finding_counts(y, NAMES)[0] == "one finding"
+
+
+def test_a_subgroup_of_one_patient__has_no_interval_of_a_gap():
+    """Its resamples hold the same images whenever they hold any."""
+    y, predictions, patients, _ = study(count=60)
+    patients, kind = np.where(np.arange(60) < 10, "one", patients), np.where(np.arange(60) < 10, "his", "others'")
+    result = measured(y, predictions, patients, kind, least_groups=1)
+    assert result.counts["groups"].tolist()[0] == 1
+    gaps, apart = result.gaps(["lrap"]), result.difference("his", "others'", ["lrap"])
+    np.testing.assert_allclose(gaps["gap"], apart["difference"].abs())
+    assert gaps[["low", "high"]].isna().all().all() and apart[["low", "high"]].isna().all().all()
 
 
 def test_two_named_subgroups__are_held_against_each_other_on_the_same_resamples():
@@ -167,6 +181,13 @@ def test_numbers__get_bands_of_about_as_many_samples():
     days = pd.date_range("2020-01-01", "2020-12-31").strftime("%Y%m%d").astype(int)
     names, counts = np.unique(subgroups.number_bands(days, 12), return_counts=True)
     assert len(names) == 4 and counts.min() > 80 and "below 20200400" in names
+    milliseconds = 1_600_000_000_000 + np.arange(400)
+    bands = subgroups.number_bands(milliseconds, 12)
+    names, counts = np.unique(bands, return_counts=True)
+    assert len(names) == 4 and counts.min() > 80
+    for name in names[["to" in each for each in names]]:
+        low, high = map(float, name.split(" to "))
+        np.testing.assert_array_equal(bands == name, (milliseconds >= low) & (milliseconds < high))
     words = np.array([f"site {number}" for number in range(30)], dtype=object)
     assert subgroups.number_bands(words, 12).tolist() == words.tolist()
     mostly_none = subgroups.number_bands(np.r_[np.zeros(80), np.arange(1, 21)], 12)

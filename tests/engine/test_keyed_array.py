@@ -512,6 +512,13 @@ def test_damage__a_lost_key_chunk_is_an_error_and_not_fewer_rows(tmp_path, numbe
     assert any((item.part, item.chunk) == ("key", number) for item in damage)
 
 
+def test_damage__an_emptied_description_is_an_error_that_names_its_file(tmp_path):
+    path = filled(tmp_path, 3).folder / METADATA
+    path.write_bytes(b"")
+    with pytest.raises(CacheError, match=f"{path} is not the metadata of a keyed array.*--repair"):
+        KeyedArray.open(tmp_path, "image", "enc")
+
+
 def test_damage__metadata_that_differ_from_the_description(tmp_path):
     array = filled(tmp_path, 40)
     for path in sorted(array.folder.rglob(METADATA)):

@@ -268,6 +268,17 @@ def test_decode__turns_by_exif(kind, orientation):
     np.testing.assert_array_equal(turned, TURNED[orientation](stored))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("at_least", [(60, 120), (120, 60), (100, 100)])
+def test_decode__at_a_fraction_is_at_least_as_large_as_asked_after_turning(orientation, at_least):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(smooth(260, 500)), "JPEG", exif=exif)
+    whole, fraction = decode(content).size, decode(content, at_least=at_least).size
+    fitting = [share for share in (1, 2, 4, 8) if whole[1] >= share * at_least[0] and whole[0] >= share * at_least[1]]
+    assert fraction == tuple(-(-side // max(fitting)) for side in whole)
+
+
 def test_decode__sixteen_bits_turned_by_exif():
     exif = Image.Exif()
     exif[0x0112] = 6

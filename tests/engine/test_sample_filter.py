@@ -41,6 +41,22 @@ def ages(dataset: Dataset) -> np.ndarray:
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [
+        ("group=12", [True, False, False, False, True]),
+        ("group=1_2", [False, True, False, False, False]),
+        ("group=10000000000000001", [False, False, True, False, False]),
+        ("group!=10000000000000000", [True, True, True, False, True]),
+        ("group=1.20e1", [True, False, False, False, True]),
+    ],
+)
+def test_ids_are_equal_only_with_all_their_digits(dataset, condition, expected):
+    ids = ["12", "1_2", "10000000000000001", "10000000000000000", "12.0"]
+    some = dataset.take(np.arange(5)).with_columns(group=pd.array(ids, "str"))
+    assert matching(some, [condition]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
         ("view=frontal", lambda d: d.samples["view"] == "frontal"),
         (" view = frontal ", lambda d: d.samples["view"] == "frontal"),
         ("view!=frontal", lambda d: d.samples["view"] != "frontal"),

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,6 +119,30 @@ def test_walk_files__sorted_without_hidden_ones_and_loops(tmp_path):
         (tmp_path / name).touch()
     os.symlink("..", tmp_path / "b" / "up")
     assert walk_files(str(tmp_path)) == ["a.png", "b/c.png"]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_walk_files__does_not_depend_on_the_order_of_the_file_system(tmp_path, monkeypatch, backwards):
+    for name in ("tree/m/own.png", "outside/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for link, target in (("a", "m"), ("z", "m"), ("p", "../outside"), ("q", "../outside")):
+        os.symlink(target, tmp_path / "tree" / link)
+    listed = os.scandir
+
+    def in_order(folder):
+        return nullcontext(sorted(listed(folder), key=lambda entry: entry.name, reverse=backwards))
+
+    monkeypatch.setattr(os, "scandir", in_order)
+    assert walk_files(str(tmp_path / "tree")) == ["m/own.png", "p/x.png"]
+
+
+def test_walk_files__a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").touch()
+    os.symlink("loop.png", tmp_path / "loop.png")
+    assert walk_files(str(tmp_path)) == ["a.png", "loop.png"]
+    with pytest.raises(ImageError, match=r"loop\.png: Too many levels of symbolic links"):
+        FileReader(str(tmp_path)).read("loop.png")
 
 
 def test_count_suffixes():

@@ -1,5 +1,7 @@
 """Folders of images."""
 
+import os
+
 import pytest
 
 from engine.errors import DataError, UsageError
@@ -19,6 +21,13 @@ def test_flat_folder(tmp_path):
     assert dataset.ids.tolist() == ["a.PNG", "b.png"] == dataset.groups.tolist()
     assert dataset.label_names == () and dataset.labels.shape == (2, 0)
     assert dataset.reader.read("b.png").startswith(b"\x89PNG")
+
+
+def test_a_name_that_is_not_utf_8_is_an_error_that_shows_it(tmp_path):
+    schema = fill(tmp_path, "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xe4.png")
+    with pytest.raises(DataError, match=r"names of 1 images are not UTF-8, first '\\udce4.png'; rename them"):
+        open_dataset(schema)
 
 
 def test_sub_folders_are_labels(tmp_path):

@@ -1,5 +1,6 @@
 """Tables of samples."""
 
+import gzip
 import time
 import tracemalloc
 from decimal import Decimal
@@ -64,6 +65,35 @@ def test_labels_from_a_list_column(table):
     assert dataset.labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "names", "label_names": "Mass,Edema,Mass"}, "label_names names 'Mass' more than once"),
+        ({"labels": ["Edema", "Fracture", "Edema"]}, "labels names 'Edema' more than once"),
+    ],
+)
+def test_labels_named_twice_are_refused(table, options, message):
+    with pytest.raises(UsageError, match=message):
+        open_dataset(table, **options)
+
+
+@pytest.mark.parametrize("separator", ["|", "||", ".*", " and "])
+def test_labels_from_a_list_with_any_separator(tmp_path, separator):
+    columns = {"text": ["a", "b", "c"], "names": [separator.join(["Edema", "Pleural Mass"]), "Edema", ""]}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet", labels="names", separator=separator)
+    assert dataset.label_names == ("Edema", "Pleural Mass") and dataset.labels.tolist() == [[1, 1], [1, 0], [0, 0]]
+    with pytest.raises(UsageError, match="separator='' separates no names"):
+        open_dataset(f"table:{tmp_path}/t.parquet?labels=names&separator=")
+
+
+@pytest.mark.parametrize("values", [[True, False, True, None], ["TRUE", "false", "1", ""]])
+def test_labels_from_one_column_of_truth_values(tmp_path, values):
+    parquet.write_table(pa.table({"text": list("abcd"), "Edema": values}), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet?labels=Edema")
+    assert dataset.label_names == ("Edema",) and dataset.labels.tolist() == [[1], [0], [1], [0]]
+
+
 def test_keep__filters_rows_and_keeps_line_numbers(table):
     dataset = open_dataset(table + "?keep=view:PA&labels=names")
     assert dataset.ids.tolist() == ["a.png", "c.png", "d.png"]
@@ -88,6 +118,29 @@ def test_numeric_ids_keep_their_form(tmp_path):
     pd.DataFrame({"id": [1, 2], "text": ["x", "y"], "group": [1.0, None]}).to_parquet(tmp_path / "t.parquet")
     dataset = open_dataset(f"table:{tmp_path}/t.parquet")
     assert dataset.ids.tolist() == ["1", "2"] and dataset.groups.tolist() == ["1", "2"]
+
+
+def test_parquet__floating_point_numbers_beyond_whole_ones_are_text_too(tmp_path):
+    columns = {"text": pa.array(["x", "y"]), "group": pa.array([1e20, -(2.0**63)]), "view": pa.array([2.0**62, None])}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet")
+    assert [float(group) for group in dataset.groups] == columns["group"].to_pylist()
+    assert dataset.samples["view"].tolist() == [str(2**62), ""]
+
+
+def test_parquet__long_whole_numbers_keep_every_digit_beside_blanks(tmp_path):
+    """Beyond 2^53 pandas would round them, and two patients would become one."""
+    columns = {
+        "text": pa.array(["x", "y", "z"]),
+        "group": pa.array([2**60 + 1, 2**60 + 2, None]),
+        "series": pa.array([2**64 - 1, 2**64 - 2, None], pa.uint64()),
+        "age": pa.array([3, None, 5]),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = open_dataset(f"table:{tmp_path}/t.parquet", view="series")
+    assert dataset.groups.tolist() == [str(2**60 + 1), str(2**60 + 2), "row-2"]
+    assert dataset.samples["view"].tolist() == [str(2**64 - 1), str(2**64 - 2), ""]
+    assert dataset.samples["age"].dtype == np.float64
 
 
 def test_texts_without_images(tmp_path):
@@ -148,12 +201,31 @@ def test_table__that_cannot_be_read(tmp_path):
         ("rows.csv", b"image,text\n", "has no rows"),
         ("binary.csv", b"\x89PNG\xff\xfe\n", "cannot read the table"),
         ("twice.csv", b"image, image\na,b\n", "names the column 'image' more than once"),
+        ("same.csv", b"image,text,text\na,b,c\n", "names the column 'text' more than once"),
         ("columns.csv", b"a,b\n1,2\n", "no column of images"),
+        (
+            "commas.csv",
+            b"id,text\n1,Clear,\n2,Heart large, lungs clear\n",
+            "line 3 has more .* ' lungs clear'",
+        ),
         ("bad.parquet", b"PAR1", "cannot read the table"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_dataset(f"table:{tmp_path}/{name}")
+
+
+def test_table__columns_may_end_in_numbers(tmp_path):
+    dataset = open_dataset(write(tmp_path, "id,text,text.1,", "1,One,Two,"), text="text,text.1")
+    assert dataset.samples["text"].tolist() == ["One Two"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_table__blank_cells_behind_the_last_column_do_no_harm(tmp_path, name):
+    content = b"id,text\n007,One,,\n08,Two\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    dataset = open_dataset(f"table:{tmp_path}/{name}")
+    assert dataset.ids.tolist() == ["007", "08"] and dataset.samples["text"].tolist() == ["One", "Two"]
 
 
 def test_split_can_be_ignored(table):
@@ -257,6 +329,8 @@ def test_parquet__bytes_are_not_read_and_lists_are_no_text(tmp_path, caplog):
     assert "object" not in {str(dtype) for dtype in dataset.samples.dtypes}
     with pytest.raises(DataError, match=r"column 'scores' holds list<.*, not text"):
         open_dataset(f"table:{tmp_path}/t.parquet", text="scores")
+    with pytest.raises(DataError, match=r"column 'scores' holds list<.*, not text"):
+        open_dataset(f"table:{tmp_path}/t.parquet", labels=["scores"])
 
 
 def test_table__of_real_radiographs_with_boxes():

@@ -404,6 +404,7 @@ def test_hostile__random_damage_is_an_error_or_leaves_members_inside_the_tar(tmp
     [
         (("1.json", b"[1]"), r"'1.json' in .*a.tar' must map fields"),
         (("1.json", b"{"), r"'1.json' in .*is not JSON"),
+        (("1.json", b'{"caption": "half a pair: \\ud83d"}'), r"'1.json' in .*surrogates not allowed"),
         (("1.json", b"[" * 100_000), r"is not JSON|must map"),
         (("1.txt", b"\xff\xfe"), r"text file '1.txt' in .*save it as UTF-8"),
         (("1.txt", b"x" * 2_000_000), r"is longer than"),

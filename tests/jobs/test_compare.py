@@ -65,6 +65,15 @@ def test_runs_are_compared_sample_by_sample_whatever_their_order(tmp_path):
     assert swapped["difference"] == pytest.approx(-row["difference"])
 
 
+def test_sure_probabilities_are_ranked_as_in_the_run(tmp_path):
+    """0.99999999 is 1 in float32, and would be tied with what is surer."""
+    chances = 1 - np.logspace(-2, -12, 120)[None, :, None].repeat(3, axis=2)
+    truth = np.arange(120)[:, None].repeat(3, axis=1) >= 100
+    run = write_run(tmp_path / "run", {"A": 0.5, "B": 1.0}, values=chances.repeat(2, axis=0), truth=truth.astype("i1"))
+    found = compared(run, metrics=["map"]).metrics.set_index(["setting", "metric"])["value"]
+    assert found["A", "map"] == found["B", "auroc_macro"] == 1.0
+
+
 def test_runs_on_other_samples_are_refused_or_compared_on_the_common_ones(tmp_path):
     one = write_run(tmp_path / "one", {"A": 0.5}, np.arange(0, 100))
     two = write_run(tmp_path / "two", {"B": 2.0}, np.arange(20, 120))

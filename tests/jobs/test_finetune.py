@@ -71,6 +71,14 @@ def test_the_card_says_where_the_model_comes_from_and_what_it_reaches(place: Pat
     assert f"| lrap | {lrap:.4f} |" in card and "not for diagnosis" in card
 
 
+def test_the_cost_counts_the_samples_that_epochs_went_through(tuned: Path) -> None:
+    """The start is judged before the first epoch, and trains on nothing."""
+    lines = [json.loads(line) for line in (tuned / "results.jsonl").read_text().splitlines()]
+    provenance = json.loads((tuned / "provenance.json").read_text())
+    (cost,) = (line for line in lines if line["kind"] == "cost" and line["step"] == "fine-tuning")
+    assert cost["items"] == SHORT["epochs"] * provenance["split"]["counts"]["train"]
+
+
 def test_plain_open_clip_loads_the_model_and_gives_its_numbers(place: Path, tuned: Path) -> None:
     child = load_encoder(f"local-dir:{tuned / 'model'}", device="cpu")
     folder = (tuned / "model").resolve()

@@ -12,8 +12,9 @@ from engine import precision
 from engine.cache import Cache
 from engine.encoder import load_encoder
 from engine.errors import CacheError, DataError, UsageError
+from engine.keys import short_hash
 from engine.sources import open_dataset
-from jobs import cli, compare, distances, measuring, probe, search, zeroshot
+from jobs import cli, compare, distances, measuring, opening, probe, report, search, zeroshot
 from jobs.config import SplitOptions
 from tests import models
 
@@ -97,6 +98,18 @@ def texts_move(monkeypatch):
     return compared
 
 
+def test_a_report_of_a_verbs_run_knows_its_imbalance_and_its_split(common, probed, tmp_path):
+    provenance = json.loads((probed.folder / "provenance.json").read_text())
+    dataset = opening.split_data(open_dataset(common["dataset"]), common["split"])
+    counts = [count for count in dataset.labels.sum(axis=0) if count]
+    text = (
+        report.run(report.Config(runs=[probed.folder]), out=tmp_path / "report").report.with_suffix(".md").read_text()
+    )
+    assert f"where the most frequent label is to the rarest as {max(counts) / min(counts):.0f} : 1?" in text
+    parts = "\n".join(f"{row.id}\t{row.split}" for row in dataset.samples.itertuples())
+    assert provenance["split"]["digest"] == short_hash(parts)
+
+
 def test_verbs_have_the_towers_compared_that_they_use(common, texts_move, tmp_path):
     """Whoever embeds prompts too must not get a precision that only images were tried in."""
     own = {**common, "cache": tmp_path / "cache", "dataset": "phantom:40?seed=5&size=64&enrich=0.15"}
@@ -132,8 +145,7 @@ def test_runs_of_verbs_can_be_compared(common, probed, tmp_path):
     row = result.differences.iloc[0]
     values = [run.metrics.set_index(["setting", "metric", "label"])["value"] for run in (other, probed)]
     expected = values[0]["Zero-shot", "map", None] - values[1]["Linear probe", "map", None]
-    # scores.npz holds scores in float32
-    assert row["difference"] == pytest.approx(expected, abs=1e-3) and row["other"] == "Linear probe"
+    assert row["difference"] == pytest.approx(expected, abs=1e-9) and row["other"] == "Linear probe"
 
 
 def test_the_papers_zero_shot_is_another_one(common, probed, tmp_path):

@@ -1,6 +1,7 @@
 """`fluoro report`: of one run, of several, refused folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,20 @@ def test_runs_of_other_samples__are_shown_and_not_compared(two_runs: tuple[Path,
     text = report.run(report.Config(runs=[two_runs[0], other]), out=tmp_path / "both").report.read_text()
     assert "No paired differences:" in text and "different samples" in text and "No differences were computed." in text
     assert "third: Fine-tuning" in text and str(tmp_path) not in text
+
+
+def test_runs_are_called_by_their_names_however_they_are_given(
+    two_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = [Path(shutil.copytree(folder, tmp_path / folder.name / "run")) for folder in two_runs]
+    page = report.run(report.Config(runs=same, replicates=100, shareable=True), out=tmp_path / "both").report
+    named = set(pd.read_csv(page.parent / "tables/differences-all.csv")["setting"])
+    assert {name.partition(": ")[0] for name in named} == {"run (1)", "run (2)"}
+    assert str(tmp_path) not in page.read_text()
+    other = write_fake_run(tmp_path / "third", samples=40)
+    monkeypatch.chdir(two_runs[0])
+    text = report.run(report.Config(runs=[Path("."), other]), out=tmp_path / "here").report.read_text()
+    assert "No paired differences: first (" in text and "(such as " in text and "both have with --common.</" in text
 
 
 def test_shareable_comparison__has_no_paths(two_runs: tuple[Path, Path], tmp_path: Path) -> None:

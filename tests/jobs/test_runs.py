@@ -138,6 +138,9 @@ def test_resume_keeps_files_and_refuses_another_config(tmp_path):
         run.record("metric", value=1)
     with pytest.raises(UsageError, match="other values of seed"):
         open_run("study", Config(seed=2), out=tmp_path / "run", resume=True)
+    with pytest.raises(UsageError, match="was started by `fluoro study`, so `fluoro finetune` cannot go on with it"):
+        open_run("finetune", Config(seed=1), out=tmp_path / "run", resume=True)
+    assert len(lines(tmp_path / "run")) == 1  # what was there is there still
     with open_run("study", Config(seed=1), out=tmp_path / "run", resume=True) as run:
         assert (run.folder / "heads" / "probe.npz").exists() and lines(run.folder) == []
     assert "first_started" in json.loads((tmp_path / "run" / "provenance.json").read_text())

@@ -97,6 +97,25 @@ def test_bootstrap_distances__equal_the_formula_on_resampled_rows():
         np.testing.assert_allclose(result[name].value, study_distances(unit, labels)[column])
 
 
+def test_classes_of_one_patient__have_no_interval_whoever_else_has_none():
+    features, labels = random_case(7)
+    groups = np.where(np.arange(len(labels)) < 20, "one", np.arange(len(labels)).astype(str))
+    result = distances.bootstrap_distances(features, np.where(groups == "one", labels, -1), groups, replicates=20)
+    for each in result.values():
+        assert np.isfinite(each.value) and np.isnan([each.low, each.high]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64])
+def test_classes__may_be_whole_numbers_of_any_width(dtype):
+    features, labels = random_case(4)
+    labels, groups = np.maximum(labels, 0), np.arange(len(labels))
+    kinds = (labels.astype(dtype), labels)
+    null, expected = (distances.permuted_null(features, each, permutations=5) for each in kinds)
+    np.testing.assert_array_equal(null.ratios, expected.ratios)
+    drawn, wide = (distances.bootstrap_distances(features, each, groups, replicates=5) for each in kinds)
+    assert drawn == wide
+
+
 def test_degenerate_classes__give_nan_and_not_infinity():
     features, _ = random_case(4)
     one_class = distances.class_distances(features, np.zeros(len(features), dtype=int))

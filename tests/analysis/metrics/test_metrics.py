@@ -178,6 +178,18 @@ def test_many_columns_of_weights__give_what_few_give(case):
         np.testing.assert_allclose(many.overall["auroc_micro"], expected, **EXACT)
 
 
+def test_many_columns_of_fractions__leave_auroc_undefined_where_no_negative_weighs():
+    """All weight less the positives' is not always 0 then, only nearly."""
+    generator = np.random.default_rng(51)
+    y = generator.random((12, 3)) < 0.5
+    scores, weights = generator.normal(size=y.shape), generator.random((12, 40))
+    weights[~y[:, 0]] = 0.0
+    result = metrics.weighted_metrics(y, metrics.Prediction(scores, scores > 0), weights)
+    expected = [[sklearn_auroc(y[:, k], scores[:, k], column) for k in range(3)] for column in weights.T]
+    assert np.isnan(expected)[:, 0].all()
+    np.testing.assert_allclose(result.per_label["auroc"], expected, **EXACT)
+
+
 def test_patients__weigh_all_their_samples():
     y, scores, decisions = random_case(13, count=80, levels=3)
     codes = np.random.default_rng(0).integers(0, 30, 80)

@@ -146,6 +146,23 @@ def test_neighbours__are_those_of_scikit_learn(metric):
     assert NeighbourProbe(1000).fit(x, y[:, 0]).shares(x).shape == (90, 1)  # more than there are
 
 
+def test_neighbours__are_found_far_from_the_origin_too():
+    x, y = study_like(90, 5)
+    far = x + 1e7
+    probe = NeighbourProbe(5, metric="euclidean").fit(far[:60], y[:60, :2].astype(int))
+    oracle = KNeighborsClassifier(5, algorithm="kd_tree").fit(far[:60], y[:60, :2].astype(int))
+    np.testing.assert_allclose(probe.shares(far), np.stack([chance[:, 1] for chance in oracle.predict_proba(far)]).T)
+
+
+def test_neighbours_equally_near__come_in_the_order_of_rows():
+    """Multiples of whole numbers have the same direction, and not the same last bits."""
+    rng = np.random.default_rng(3)
+    rows = rng.integers(1, 4, (30, 3))
+    x = np.concatenate([rows, 3 * rows, 7 * rows])
+    y = np.repeat([[1, 0], [0, 1], [0, 1]], 30, axis=0)
+    np.testing.assert_array_equal(NeighbourProbe(1).fit(x, y).shares(x)[:, 0], 1.0)
+
+
 def test_tip_adapter__is_its_formula_and_zero_shot_without_affinities():
     x, y = study_like(50, 6)
     text = np.random.default_rng(0).normal(size=(2, 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.space import resampling
@@ -40,5 +41,6 @@ def test_wrong_numbers__are_refused():
         resampling.permuted_rows(np.arange(3), 0, 0)
     with pytest.raises(DataError, match="2 groups for 3 embeddings"):
         resampling.group_codes(np.arange(2), 3)
-    with pytest.raises(DataError, match="1 samples have no group"):
-        resampling.group_codes(np.array(["a", None], dtype=object), 2)
+    for lacking in (np.array(["a", None], dtype=object), pd.Series(["a", pd.NA], dtype="string"), np.array(["a", ""])):
+        with pytest.raises(DataError, match="1 samples have no group"):
+            resampling.group_codes(lacking, 2)

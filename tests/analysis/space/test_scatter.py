@@ -50,6 +50,14 @@ def test_interval_and_null__equal_scikit_learn_on_resampled_and_permuted_patient
         )
 
 
+def test_p_values__do_not_depend_on_the_embeddings_length():
+    features, classes = clustered(1, sizes=(30, 20, 10))
+    usual, short = (found_by_name(features * scale, classes, replicates=0, permutations=19) for scale in (1.0, 1e-9))
+    assert usual["inter"].p == 0.05
+    for name, each in usual.items():
+        assert short[name].p == each.p, name
+
+
 def test_dask_arrays_blocks_and_callables__give_the_same_numbers():
     features, classes = clustered(2)
     expected = found_by_name(features, classes, replicates=5, permutations=4)

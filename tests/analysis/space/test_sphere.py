@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import pdist, squareform
 
-from analysis.space import resampling, sphere
+from analysis.space import resampling, rows, sphere
 from engine.errors import DataError, UsageError
 
 
@@ -30,6 +31,18 @@ def test_uniformity__is_the_log_mean_potential_of_pairs():
         both = np.outer(w, w)[off]
         drawn.append(np.log((np.exp(-2 * squares[off]) * both).sum() / both.sum()))
     np.testing.assert_allclose([found.low, found.high], np.percentile(drawn, [2.5, 97.5]), atol=1e-5)
+
+
+def test_rows_that_were_read_as_they_are__are_brought_to_length_1():
+    features = 5 * sample()
+    classes = np.arange(60) % 3
+    within = np.concatenate([pdist(unit(features)[classes == label]) for label in range(3)])
+    for dtype in (torch.float64, torch.float32):
+        read = rows.rows_of(features, dtype=dtype)
+        found = sphere.class_alignment(read, classes, replicates=0, permutations=0)
+        assert found.value == pytest.approx((within**2).mean())
+        found = sphere.uniformity(read, replicates=0)
+        assert found.value == pytest.approx(np.log(np.exp(-2 * pdist(unit(features)) ** 2).mean()), abs=1e-6)
 
 
 def test_null_of_uniformity__is_what_even_spread_gives():

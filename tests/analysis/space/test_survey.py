@@ -57,6 +57,24 @@ def test_dask_arrays__give_what_arrays_in_memory_give(missing):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
+def test_blocks_callables_and_lists__give_what_arrays_give(normalize):
+    features, classes = clustered()
+    features = features.astype(np.float32)
+    y, cut = (classes[:, None] == np.arange(6)).astype(np.int8), [features[:10], features[10:11], features[11:]]
+    measured = []
+    for source in (features, cut, lambda: iter(cut), features.tolist()):
+        found = survey.measure_space(source, classes, y, label_names=NAMES, k=4, normalize=normalize, **OPTIONS)
+        found += [
+            space.pair_alignment(source, features[::-1].copy()),
+            space.modality_gap(source, features[::-1].copy()),
+        ]
+        nearest = space.nearest_neighbours(source, 4, normalize=normalize)[1]
+        measured.append([each.value for each in found] + nearest.ravel().tolist())
+    for each in measured[1:]:
+        np.testing.assert_allclose(each, measured[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
 def test_intervals_of_large_collections__are_drawn_on_whole_patients(normalize):
     features, classes = clustered()
     y, groups = (classes[:, None] == np.arange(6)).astype(np.int8), np.arange(len(classes)) // 2
