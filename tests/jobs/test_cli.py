@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -272,3 +273,13 @@ def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -c 'from jobs.cli import main; main()' doctor --help | head -1"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ran.stdout.startswith("Usage: fluoro doctor") and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--help"], ["dataset", "info", "phantom:4", "--json"]])
+def test_a_reader_that_has_left_makes_no_failure(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = f"from jobs.cli import main; main({arguments!r})"
+    ran = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert ran.returncode == 0 and "Exception" not in ran.stderr and "Traceback" not in ran.stderr
