@@ -71,9 +71,11 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         interrupts.arrived()
-        return _told("stopped; what was stored so far is kept, and the same command goes on from there", STOPPED, debug)
+        # A run notes how it is gone on with (`jobs.runs.Run`); click hands the interrupt on as the cause of its own.
+        notes = getattr(stop.__cause__ or stop, "__notes__", None) or [interrupts.SAME_COMMAND]
+        return _told(f"stopped; what was stored so far is kept, and {notes[-1]}", STOPPED, debug)
     except FluoroscopeError as error:
         return _told(f"error: {error}", error.exit_status, debug)
     except SystemExit:

@@ -20,7 +20,8 @@ from engine.version import __version__
 from jobs import cli
 from jobs.commands.catalogue import GROUPS, VERBS
 from jobs.commands.verb import key_of
-from jobs.config import known_keys
+from jobs.config import JobConfig, known_keys
+from jobs.runs import open_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = ["torch", "numpy", "pandas", "pydantic", "yaml", "rich", "zarr", "faiss", "sklearn", "open_clip", "matplotlib"]
@@ -205,6 +206,27 @@ def test_an_error_is_one_message_and_its_status(error, status, said, doctor, cap
     assert cli.run(["doctor", "--quiet"]) == status
     text = capsys.readouterr().err
     assert said in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "the same command with --overwrite goes on from there"),
+        ({"overwrite": True}, "the same command goes on from there"),
+        ({"out": None}, "the same command goes on from there"),
+        ({"resume": False}, "`fluoro study --resume --out 'a run'` goes on from there"),
+    ],
+)
+def test_a_stopped_run_tells_how_it_is_gone_on_with(options, way, doctor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(config):
+        with open_run("study", JobConfig(), cache=tmp_path / "cache", **{"out": Path("a run"), **options}):
+            raise KeyboardInterrupt
+
+    doctor(stopped)
+    assert cli.run(["doctor", "--quiet"]) == 130
+    assert capsys.readouterr().err.strip() == f"stopped; what was stored so far is kept, and {way}"
 
 
 def test_debug_shows_where_an_error_came_from(doctor, capsys):
