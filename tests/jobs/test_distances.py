@@ -1,5 +1,6 @@
 """`fluoro distances`: all measures recorded with intervals and nulls, against a second model and texts, with maps."""
 
+import json
 import tracemalloc
 import types
 
@@ -92,6 +93,16 @@ def test_distances_of_rows_in_the_cache__hold_few_of_them_at_once(tmp_path, monk
         tracemalloc.stop()
         assert peak < count * width * 2  # what all rows take as they are stored
         np.testing.assert_allclose([m.value for m in found], [m.value for m in expected], rtol=1e-9)
+
+
+def test_no_figure_is_of_another_split_than_the_one_asked_for(measured, common, tmp_path):
+    assert not len(measured.distances) and not len(measured.pairs) and not (measured.folder / "distances.csv").exists()
+    assert next(iter(measured.tables())) == "Study's distances"
+    tested = distances.run(distances.Config(**common, k=5), out=tmp_path / "run")
+    assert list(tested.tables())[:2] == ["Class distances", "Nearest classes"] and len(tested.pairs)
+    assert "distance" in (tested.folder / "results.jsonl").read_text()
+    lines = [json.loads(line) for line in (measured.folder / "results.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"cost", "space"}
 
 
 def test_maps_are_pictures_with_their_places(measured):
