@@ -102,7 +102,8 @@ def run(
     progress = progress or Progress()
     space_maps.check(config.map)
     with open_run("distances", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        material = measuring.prepare(config, record, progress, texts=config.texts, by_blocks=True)
+        needed = () if config.on == "all" else (config.on,)
+        material = measuring.prepare(config, record, progress, texts=config.texts, by_blocks=True, needed=needed)
         setting = _bare_setting(material, config.protocol)
         between = pd.DataFrame(columns=["label_a", "label_b", "distance"])
         if config.on == "test":
