@@ -199,6 +199,7 @@ def test_table__that_cannot_be_read(tmp_path):
     for name, content, message in (
         ("empty.csv", b"", "cannot read the table"),
         ("rows.csv", b"image,text\n", "has no rows"),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3,4\n", "line 3, saw 4; check that it is a UTF-8 .csv file"),
         ("binary.csv", b"\x89PNG\xff\xfe\n", "cannot read the table"),
         ("twice.csv", b"image, image\na,b\n", "names the column 'image' more than once"),
         ("same.csv", b"image,text,text\na,b,c\n", "names the column 'text' more than once"),
