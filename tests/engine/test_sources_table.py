@@ -112,6 +112,15 @@ def test_parquet_is_read_as_csv_is(table, tmp_path):
     np.testing.assert_array_equal(from_csv.labels, from_parquet.labels)
 
 
+def test_paths_that_climb_out_of_the_root_are_the_reason_that_is_told(tmp_path):
+    write_png(tmp_path / "a.png")
+    (tmp_path / "tables").mkdir()
+    for path, told in (("../a.png", True), (str(tmp_path / "a.png"), False), ("a..png", False)):
+        with pytest.raises(DataError, match=r"none of 1 images .*root=FOLDER$") as caught:
+            open_dataset(write(tmp_path / "tables", "image", path))
+        assert ("paths with '..' are not followed" in str(caught.value)) == told
+
+
 def test_numeric_ids_keep_their_form(tmp_path):
     dataset = open_dataset(write(tmp_path, "id,image,group", "007,a.png,1", "8,b.png,2"))
     assert dataset.ids.tolist() == ["007", "8"]
