@@ -13,6 +13,7 @@ the 95 % interval leaves out 0, up to the rounding of a replicate. With R replic
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,6 +132,29 @@ def paired_differences(
     table.insert(8, "p_holm", holm(table["p"].to_numpy()))
     table.insert(9, "better", [_better(row, 1 - bootstrap.level) for row in table.to_dict("records")])
     return table
+
+
+def too_few_replicates(table: pd.DataFrame, alpha: float = 0.05) -> str:
+    """Return a sentence where no difference can stand after the correction however large it is, "" elsewhere.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `paired_differences`.
+    alpha : float
+        Below which a corrected p-value counts.
+    """
+    tested = table[table["p"].notna()]
+    if tested.empty:
+        return ""
+    count, replicates = len(tested), int(tested["replicates"].max())
+    least = count * 2 / (replicates + 1)
+    if least < alpha:
+        return ""
+    return (
+        f"{replicates:,} resamples are too few to show a difference here: the corrected p-value of one of {count:,} "
+        f"comparisons cannot be below {min(least, 1.0):.2g}; give {math.ceil(2 * count / alpha):,} replicates or more."
+    )
 
 
 def _better(row: dict, alpha: float) -> str:

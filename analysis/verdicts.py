@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from analysis.comparison import too_few_replicates
 from analysis.sentences import TITLES, figure
 
 FAMILY_TITLES = {
@@ -113,14 +114,14 @@ def difference_sentences(differences: pd.DataFrame) -> list[str]:
     Parameters
     ----------
     differences : DataFrame
-        Of `analysis.comparison.paired_differences`: setting, other, metric, difference, p_holm, better.
+        Of `analysis.comparison.paired_differences`: setting, other, metric, difference, p, p_holm, better, replicates.
     """
     if differences.empty:
         return []
     shown = differences[differences["better"] != ""]
     told = f"Of {len(differences)} paired differences between settings, {len(shown)} stand after Holm's correction"
     if shown.empty:
-        return [f"{told}."]
+        return [" ".join(filter(None, [f"{told}.", too_few_replicates(differences, ALPHA)]))]
     wins: dict[tuple[str, str], list[str]] = {}
     for row in shown.to_dict("records"):
         worse = row["other"] if row["better"] == row["setting"] else row["setting"]

@@ -86,7 +86,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
         else:
             table = _read_csv(content, file, "\t" if kind == ".tsv" else ",")
     except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser and encodings raise ValueErrors
-        message = f"cannot read the table {file!r}: {error}; check that it is a UTF-8 {kind} file"
+        reason = " ".join(str(error).split())  # pandas ends some of its messages with a line break
+        message = f"cannot read the table {file!r}: {reason}; check that it is a UTF-8 {kind} file"
         raise DataError(message) from error
     table.columns = [str(column).strip() for column in table.columns]
     twice = table.columns[table.columns.duplicated()]

@@ -64,21 +64,25 @@ def _leave_at_once(status: int) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit status; all errors end here."""
-    debug = "--debug" in arguments
+    debug, stdout = "--debug" in arguments, sys.stdout
     try:
         status = fluoro.main(args=arguments, prog_name="fluoro", standalone_mode=False)
         return status if isinstance(status, int) else DONE
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         interrupts.arrived()
-        return _told("stopped; what was stored so far is kept, and the same command goes on from there", STOPPED, debug)
+        # A run notes how it is gone on with (`jobs.runs.Run`); click hands the interrupt on as the cause of its own.
+        notes = getattr(stop.__cause__ or stop, "__notes__", None) or [interrupts.SAME_COMMAND]
+        return _told(f"stopped; what was stored so far is kept, and {notes[-1]}", STOPPED, debug)
     except FluoroscopeError as error:
         return _told(f"error: {error}", error.exit_status, debug)
-    except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has left: nothing to tell, and nobody to tell it to.
-        sys.stderr.close()
+    except SystemExit:
+        # The reader of a pipe, such as `head`, has left: nothing to tell, and nobody to tell it to. click puts quiet
+        # streams in the places of both and leaves as if the job had failed.
+        if sys.stdout is stdout:
+            raise
         return DONE
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import Field
 
 from analysis.bootstrap import bootstrap_metrics
-from analysis.comparison import paired_differences
+from analysis.comparison import paired_differences, too_few_replicates
 from analysis.metrics import OVERALL_METRICS, Prediction
 from analysis.run_record import RunRecord, Scores, read_run
 from engine.errors import DataError, UsageError
@@ -79,6 +79,8 @@ class Compared:
     def lines(self) -> Iterator[str]:
         """Return what was compared."""
         yield f"{self.samples:,} samples of {self.groups:,} patients, {self.replicates:,} resamples"
+        if few := too_few_replicates(self.differences):
+            yield few
         if self.left_out:
             yield f"{self.left_out:,} samples are left out, because not all runs have them"
 

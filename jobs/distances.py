@@ -54,9 +54,10 @@ class Result:
     ----------
     folder : Path
     distances : DataFrame
-        Rows inter, intra, ratio, ratio_null: metric, value, low, high.
+        Rows inter, intra, ratio, ratio_null: metric, value, low, high; as the study's report has them, so of the test
+        split: none where another one is measured, whose inter, intra and ratio are among the measures.
     pairs : DataFrame
-        label_a, label_b, distance of their centroids.
+        label_a, label_b, distance of their centroids, likewise.
     measures : DataFrame
         One row a measure and label: section and the fields of `analysis.space.Measure`.
     maps : list of Path
@@ -74,6 +75,7 @@ class Result:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the study's figures, each class's nearest one, and the measures by section."""
         shown = {"Class distances": self.distances, "Nearest classes": nearest_classes(self.pairs)}
+        shown = {title: table for title, table in shown.items() if len(table)}
         for section, part in self.measures.groupby("section", sort=False):
             shown[str(section)[0].upper() + str(section)[1:]] = readable(part)
         return shown
@@ -100,14 +102,17 @@ def run(
     progress = progress or Progress()
     space_maps.check(config.map)
     with open_run("distances", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        material = measuring.prepare(config, record, progress, texts=config.texts, by_blocks=True)
+        needed = () if config.on == "all" else (config.on,)
+        material = measuring.prepare(config, record, progress, texts=config.texts, by_blocks=True, needed=needed)
         setting = _bare_setting(material, config.protocol)
-        with record.step("distances") as step:
-            between = study_scores.write_distances(
-                material, [setting], config.protocol, record, config.replicates, config.seed
-            )
-            study_scores.write_pairs([between], record)
-            step.items = len(material.rows("test"))
+        between = pd.DataFrame(columns=["label_a", "label_b", "distance"])
+        if config.on == "test":
+            with record.step("distances") as step:
+                between = study_scores.write_distances(
+                    material, [setting], config.protocol, record, config.replicates, config.seed
+                )
+                study_scores.write_pairs([between], record)
+                step.items = len(material.rows("test"))
         rows = np.arange(len(material.dataset)) if config.on == "all" else material.rows(config.on)
         sections: list[tuple[str, Sequence[space.Measure]]] = []
         with record.step("shape of the space") as step:
@@ -126,8 +131,8 @@ def run(
             maps = space_maps.write_maps(material, rows, config.map, config.seed, config.protocol == "sound", record)
             step.items = len(rows)
         measures = _recorded(sections, config, record)
-    numbers = measuring.result_lines(record.folder, "distance")[["metric", "value", "low", "high"]]
-    pairs = pd.read_csv(record.folder / study_scores.PAIRS_FILE)[["label_a", "label_b", "distance"]]
+    numbers = measuring.result_lines(record.folder, "distance").reindex(columns=["metric", "value", "low", "high"])
+    pairs = between[["label_a", "label_b", "distance"]]
     failures = pd.DataFrame(record.failures, columns=["id", "uri", "what", "reason"])
     return Result(record.folder, numbers, pairs, measures, maps, failures)
 
@@ -181,7 +186,7 @@ def _of_one_space(
     centroids = space.centroid_measures(features, first, groups, class_names=names, **options)
     shape = space.measure_space(features, first, y, groups, label_names=names, k=config.k, **options)
     study = [each for each in centroids if each.name in ("inter", "intra", "ratio")]
-    # On the test split the study's own figures are there already, as the study's report has them.
+    # Of the test split the study's own figures are there already, as the study's report has them.
     return [*([] if config.on == "test" else [(STUDY, study)]), (SEVERAL, several), (SHAPE, shape)]
 
 

@@ -167,7 +167,7 @@ def run(
                 )
             except KeyboardInterrupt:
                 with suppress(FluoroscopeError):
-                    log.warning("stopped: %s; the same command goes on from there", _kept(cache, encoder, config.what))
+                    log.warning("stopped: %s; %s", _kept(cache, encoder, config.what), record.way_on)
                 raise
             step.items, step.reused = sum(report.computed.values()), sum(report.reused.values())
             step.bytes = report.bytes

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+SAME_COMMAND = "the same command goes on from there"
 FIRST_MOMENT, LONGEST_MOMENT = 0.02, 1.0
 """Seconds until a lost interrupt is raised again; twice as long each time, for code that does not want to hear it."""
 

@@ -127,6 +127,7 @@ def prepare(
     texts: bool = True,
     by_blocks: bool = False,
     columns: Sequence[str] = (),
+    needed: Sequence[str] = SPLITS,
 ) -> study_settings.Material:
     """Open the data, load the encoder and bring the image embeddings, computing those that are missing.
 
@@ -138,6 +139,8 @@ def prepare(
         Above `LARGE` leave the embeddings in the cache: the material's are `engine.features.StoredRows` then.
     columns : sequence of str
         Sample columns that the job will ask for.
+    needed : sequence of str
+        Parts of the split without which the job cannot be done.
 
     Raises
     ------
@@ -166,7 +169,7 @@ def prepare(
     if large:
         log.info("%s embeddings are read from the cache block by block", f"{len(stored):,}")
     material = study_settings.Material(kept, encoder, features, stored.keys, cache)
-    empty = [name for name in SPLITS if not len(material.rows(name))]
+    empty = [name for name in needed if not len(material.rows(name))]
     if empty:
         raise DataError(
             f"{dataset.called} has no embedded sample in {' and '.join(empty)} (split {config.split.how!r}); "

@@ -84,7 +84,8 @@ def run(
     probe_options.check(config)
     with open_run("probe", config, out=out, cache=config.cache, overwrite=overwrite) as record:
         from_text = config.kind in candidates.FROM_TEXT and config.protocol == "sound"
-        material = measuring.prepare(config, record, progress, texts=from_text, columns=config.by)
+        needed = ("train", "test") if config.folds else ("train", "val", "test")
+        material = measuring.prepare(config, record, progress, texts=from_text, columns=config.by, needed=needed)
         inputs = material.features
         if config.kind == "attention":
             material, inputs = probe_inputs.tokens(material, config, record, progress)

@@ -32,7 +32,7 @@ from engine.arrays.durable import make_folder, write_plainly
 from engine.arrays.storage import LocalStorage, storage_of
 from engine.errors import CacheError, UsageError
 from engine.plan import Plan
-from jobs import LOGGERS
+from jobs import LOGGERS, interrupts
 from jobs.config import JobConfig, default_cache, load_config, save_config, user_folder
 from jobs.plain import plain
 
@@ -123,6 +123,7 @@ class Run:
     def __init__(self, folder: Path, provenance: dict[str, Any]) -> None:
         self.folder = folder
         self.fresh = False
+        self.way_on = interrupts.SAME_COMMAND
         self.provenance = provenance
         self.failures: list[dict[str, str]] = []
         self._start = time.perf_counter()
@@ -204,7 +205,9 @@ class Run:
             seconds=round(time.perf_counter() - self._start, 3),
             failures=len(self.failures),
         )
-        if error is not None and not stopped:
+        if stopped and error is not None:
+            error.add_note(self.way_on)  # for whoever tells of it
+        elif error is not None:
             self.provenance["error"] = f"{type(error).__name__}: {error}"
         with nullcontext() if error is None else _not_hiding_the_error():
             self._write_provenance()
@@ -291,6 +294,10 @@ def open_run(
         provenance["first_started"] = started
     run = Run(folder, provenance)
     run.fresh = fresh
+    if resume is not None:
+        run.way_on = f"`fluoro {verb} --resume --out {shlex.quote(str(folder))}` goes on from there"
+    elif out is not None and not overwrite:
+        run.way_on = "the same command with --overwrite goes on from there"
     run._write_provenance()
     return run
 

@@ -17,7 +17,7 @@ from engine import pixels
 from engine.cache import Cache
 from engine.dataset import Dataset
 from engine.encoder import Encoder
-from engine.errors import UsageError
+from engine.errors import ImageError, UsageError
 from engine.features import normalized
 from engine.row_buffer import to_half
 from engine.tables import TABLE_SUFFIXES, read_table, require_columns, text_of
@@ -178,7 +178,11 @@ def _embedded_file(path: Path, encoder: Encoder) -> np.ndarray:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
-    values: np.ndarray = encoder.encode_pixels(encoder.preprocess(pixels.decode(content))[0][None]).cpu().numpy()
+    try:
+        image = pixels.decode(content)
+    except ImageError as error:
+        raise UsageError(f"image {str(path)!r} cannot be read: {error}") from error
+    values: np.ndarray = encoder.encode_pixels(encoder.preprocess(image)[0][None]).cpu().numpy()
     reasons = to_half(values)[1]
     if reasons:
         raise UsageError(f"image {str(path)!r} cannot be searched by: {reasons[0]}")

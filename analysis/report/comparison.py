@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from analysis import curves, figures, run_record
+from analysis.comparison import too_few_replicates
 from analysis.report import markdown, meaning, questions, sharing
 from analysis.report.blocks import Drawing, Note, Section, Sentences, all_tables, tidy
 from analysis.report.page import PAGE, TEXT, contents, render, setting_colours
@@ -137,7 +138,8 @@ def said(paired: Paired) -> list[str]:
         return []
     better = rows[rows["better"] != ""]
     if better.empty:
-        return [f"None of {len(rows)} paired differences stands after Holm's correction."]
+        told = f"None of {len(rows)} paired differences stands after Holm's correction."
+        return list(filter(None, [told, too_few_replicates(rows)]))
     return [f"{len(better)} of {len(rows)} paired differences stand after Holm's correction."] + [
         f"{row.better} is better by {questions.METRIC_TITLES.get(str(row.metric), str(row.metric))} than "
         f"{row.other if row.better == row.setting else row.setting}: difference {number(abs(row.difference))}, "

@@ -216,9 +216,12 @@ def _check_root(uris: pd.Series, reader: FileReader | RemoteReader, file: str) -
         except ImageError:
             continue
         return
+    says = "say which folder the paths are relative to: root=FOLDER"
+    if any(".." in uri.split("/") for uri in probed):
+        says = "paths with '..' are not followed: write them relative to a folder that holds all images, and " + says
     raise DataError(
         f"none of {len(probed)} images that {last_part(file)!r} names is below {reader.root!r}, first {probed[0]!r}; "
-        "say which folder the paths are relative to: root=FOLDER"
+        f"{says}"
     )
 
 

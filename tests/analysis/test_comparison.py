@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import bootstrap, comparison
@@ -96,6 +97,16 @@ def test_labels__are_compared_one_by_one_and_undefined_ones_say_so():
         comparison.paired_differences(result, pairs=[("best", "poor")])
     with pytest.raises(UsageError, match="nothing to compare"):
         comparison.paired_differences(result, pairs=[])
+
+
+@pytest.mark.parametrize(("replicates", "enough"), [(199, False), (239, False), (240, True)])
+def test_too_few_replicates__are_told_where_nothing_can_stand(replicates, enough):
+    """Six comparisons: 2 / (R + 1) times 6 is below 0.05 from R = 240 on."""
+    table = pd.DataFrame({"p": [2 / (replicates + 1)] * 6 + [np.nan], "replicates": replicates})
+    assert (comparison.holm(table["p"])[0] < 0.05) == enough
+    said = comparison.too_few_replicates(table)
+    assert (said == "") == enough and (enough or "give 240 replicates or more" in said)
+    assert comparison.too_few_replicates(table[6:]) == ""
 
 
 def test_one_patient__allows_no_test():

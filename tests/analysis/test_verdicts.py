@@ -59,7 +59,9 @@ def test_differences_that_stand_name_the_better_setting():
             "other": ["Zero-shot", "Zero-shot"],
             "metric": ["lrap", "coverage_error"],
             "difference": [0.1, 0.5],
+            "p": [0.002, 0.002],
             "better": ["Probe", "Zero-shot"],
+            "replicates": 999,
         }
     )
     (said,) = verdicts.difference_sentences(table)
@@ -67,6 +69,9 @@ def test_differences_that_stand_name_the_better_setting():
     assert "Probe is better than Zero-shot in LRAP; Zero-shot is better than Probe in coverage error" in said
     (none,) = verdicts.difference_sentences(table.assign(better=""))
     assert none.endswith("0 stand after Holm's correction.")
+    (none,) = verdicts.difference_sentences(table.assign(better="", replicates=50))
+    assert none.endswith("50 resamples are too few to show a difference here: the corrected p-value of one of 2 "
+                         "comparisons cannot be below 0.078; give 80 replicates or more.")  # fmt: skip
     assert verdicts.difference_sentences(table[:0]) == []
 
 

@@ -112,6 +112,15 @@ def test_parquet_is_read_as_csv_is(table, tmp_path):
     np.testing.assert_array_equal(from_csv.labels, from_parquet.labels)
 
 
+def test_paths_that_climb_out_of_the_root_are_the_reason_that_is_told(tmp_path):
+    write_png(tmp_path / "a.png")
+    (tmp_path / "tables").mkdir()
+    for path, told in (("../a.png", True), (str(tmp_path / "a.png"), False), ("a..png", False)):
+        with pytest.raises(DataError, match=r"none of 1 images .*root=FOLDER$") as caught:
+            open_dataset(write(tmp_path / "tables", "image", path))
+        assert ("paths with '..' are not followed" in str(caught.value)) == told
+
+
 def test_numeric_ids_keep_their_form(tmp_path):
     dataset = open_dataset(write(tmp_path, "id,image,group", "007,a.png,1", "8,b.png,2"))
     assert dataset.ids.tolist() == ["007", "8"]
@@ -199,6 +208,7 @@ def test_table__that_cannot_be_read(tmp_path):
     for name, content, message in (
         ("empty.csv", b"", "cannot read the table"),
         ("rows.csv", b"image,text\n", "has no rows"),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3,4\n", "line 3, saw 4; check that it is a UTF-8 .csv file"),
         ("binary.csv", b"\x89PNG\xff\xfe\n", "cannot read the table"),
         ("twice.csv", b"image, image\na,b\n", "names the column 'image' more than once"),
         ("same.csv", b"image,text,text\na,b,c\n", "names the column 'text' more than once"),

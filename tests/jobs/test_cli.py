@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from engine.version import __version__
 from jobs import cli
 from jobs.commands.catalogue import GROUPS, VERBS
 from jobs.commands.verb import key_of
-from jobs.config import known_keys
+from jobs.config import JobConfig, known_keys
+from jobs.runs import open_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = ["torch", "numpy", "pandas", "pydantic", "yaml", "rich", "zarr", "faiss", "sklearn", "open_clip", "matplotlib"]
@@ -206,6 +208,27 @@ def test_an_error_is_one_message_and_its_status(error, status, said, doctor, cap
     assert said in text and "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "the same command with --overwrite goes on from there"),
+        ({"overwrite": True}, "the same command goes on from there"),
+        ({"out": None}, "the same command goes on from there"),
+        ({"resume": False}, "`fluoro study --resume --out 'a run'` goes on from there"),
+    ],
+)
+def test_a_stopped_run_tells_how_it_is_gone_on_with(options, way, doctor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(config):
+        with open_run("study", JobConfig(), cache=tmp_path / "cache", **{"out": Path("a run"), **options}):
+            raise KeyboardInterrupt
+
+    doctor(stopped)
+    assert cli.run(["doctor", "--quiet"]) == 130
+    assert capsys.readouterr().err.strip() == f"stopped; what was stored so far is kept, and {way}"
+
+
 def test_debug_shows_where_an_error_came_from(doctor, capsys):
     doctor(raising(CacheError("broken")))
     assert cli.run(["doctor", "--debug"]) == 1
@@ -272,3 +295,13 @@ def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -c 'from jobs.cli import main; main()' doctor --help | head -1"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert ran.stdout.startswith("Usage: fluoro doctor") and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--help"], ["dataset", "info", "phantom:4", "--json"]])
+def test_a_reader_that_has_left_makes_no_failure(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = f"from jobs.cli import main; main({arguments!r})"
+    ran = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert ran.returncode == 0 and "Exception" not in ran.stderr and "Traceback" not in ran.stderr

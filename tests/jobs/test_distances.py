@@ -1,5 +1,6 @@
 """`fluoro distances`: all measures recorded with intervals and nulls, against a second model and texts, with maps."""
 
+import json
 import tracemalloc
 import types
 
@@ -11,7 +12,7 @@ import torch
 from analysis.distances import label_separation
 from analysis.space import rows
 from engine.arrays.keyed_array import KeyedArray
-from engine.errors import UsageError
+from engine.errors import DataError, UsageError
 from engine.features import StoredRows
 from jobs import cli, distances, measuring
 from jobs.config import SplitOptions
@@ -92,6 +93,33 @@ def test_distances_of_rows_in_the_cache__hold_few_of_them_at_once(tmp_path, monk
         tracemalloc.stop()
         assert peak < count * width * 2  # what all rows take as they are stored
         np.testing.assert_allclose([m.value for m in found], [m.value for m in expected], rtol=1e-9)
+
+
+def test_no_figure_is_of_another_split_than_the_one_asked_for(measured, common, tmp_path):
+    assert not len(measured.distances) and not len(measured.pairs) and not (measured.folder / "distances.csv").exists()
+    assert next(iter(measured.tables())) == "Study's distances"
+    tested = distances.run(distances.Config(**common, k=5), out=tmp_path / "run")
+    assert list(tested.tables())[:2] == ["Class distances", "Nearest classes"] and len(tested.pairs)
+    assert "distance" in (tested.folder / "results.jsonl").read_text()
+    lines = [json.loads(line) for line in (measured.folder / "results.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"cost", "space"}
+
+
+@pytest.mark.parametrize("on", ["test", "all"])
+def test_parts_that_are_not_measured_need_not_be_there(common, tmp_path, monkeypatch, on):
+    kept = distances.measuring.opening.split_data
+
+    def without_val(dataset, split):
+        split_of = kept(dataset, split)
+        return split_of.take(np.flatnonzero((split_of.samples["split"] != "val").to_numpy()))
+
+    expected = distances.run(distances.Config(**common, k=5, map="pca"), out=tmp_path / "whole")
+    monkeypatch.setattr(distances.measuring.opening, "split_data", without_val)
+    found = distances.run(distances.Config(**common, k=5, map="pca", on=on), out=tmp_path / "run")
+    if on == "test":
+        pd.testing.assert_frame_equal(found.measures, expected.measures)
+    with pytest.raises(DataError, match="no embedded sample in val"):
+        distances.run(distances.Config(**common, on="val"), out=tmp_path / "other")
 
 
 def test_maps_are_pictures_with_their_places(measured):

@@ -239,6 +239,26 @@ def test_test_labels__change_no_choice_of_a_run(labelled, tmp_path, kind, folds)
     np.testing.assert_array_equal(before.decisions, after.decisions)  # the same scores cut at the same thresholds
 
 
+def test_folds__need_no_validation_part_of_their_own(labelled, tmp_path):
+    """With folds train and val are one: a table that calls all of both train gives the same probe."""
+    write, common = labelled
+    write(False)
+    file = Path(common["dataset"].removeprefix("table:"))
+    table = pd.read_csv(file)
+    merged = file.with_name("merged.csv")
+    table.assign(split=table["split"].replace("val", "train")).to_csv(merged, index=False)
+    options = {**common, "folds": 3, "probe": {"C": [0.1, 10.0]}}
+    apart = probe.run(load_config(probe.Config, options), out=tmp_path / "apart")
+    alone = {**options, "dataset": f"table:{merged}"}
+    together = probe.run(load_config(probe.Config, alone), out=tmp_path / "together")
+    first, second = (run_record.read_run(run.folder).scores for run in (apart, together))
+    np.testing.assert_array_equal(first.values, second.values)
+    np.testing.assert_array_equal(first.decisions, second.decisions)
+    assert (apart.folder / "sweep.csv").read_bytes() == (together.folder / "sweep.csv").read_bytes()
+    with pytest.raises(DataError, match="no embedded sample in val"):
+        probe.run(load_config(probe.Config, {**alone, "folds": 0}), out=tmp_path / "none")
+
+
 def test_labels_without_a_positive_where_it_counts__are_named_first_and_none_left_is_an_error(
     labelled, tmp_path, caplog
 ):

@@ -199,6 +199,12 @@ def test_what_cannot_be_searched_is_an_error_with_the_next_step(place, values, p
         found(place, **values)
 
 
+def test_an_image_file_that_cannot_be_decoded_is_named(place, tmp_path):
+    (tmp_path / "table.png").write_bytes(b"id,label")
+    with pytest.raises(UsageError, match=r"image '.*table\.png' cannot be read: not an image of a known format"):
+        found(place, image=[tmp_path / "table.png"])
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
