@@ -181,11 +181,10 @@ def run(config: Config, *, encoder: Encoder | None = None, progress: Progress | 
         Nothing is embedded, or there is no such index.
     UsageError
         A data set without images or texts to search among, an unknown sample, column, label or value, a sample without
-        an embedding, a file of queries that is empty or does not fit, or conditions that no sample passes.
+        an embedding, a file of queries that is empty, does not fit or cannot be decoded, or conditions that no sample
+        passes.
     ModelError
         A head that cannot be read, has no weights on the embedding, or is of another encoder.
-    ImageError
-        A query's file cannot be decoded.
     """
     texts = [line for path in config.text_file for line in search_queries.lines_of(path, "text")]
     ids = [line for path in config.id_file for line in search_queries.lines_of(path, "id")]
