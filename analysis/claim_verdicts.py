@@ -105,10 +105,15 @@ def subset_sentences(
 
 def _differences_of(metric: object, rows: pd.DataFrame) -> str:
     each = ", ".join(
-        f"{row['other']} {figure(row['difference'], 3)} ({figure(row['low'], 3)} to {figure(row['high'], 3)})"
+        f"{row['other']} {figure(row['difference'], 3)}" + _interval(row["low"], row["high"])
         for row in rows.to_dict("records")
     )
     return f"{TITLES[str(metric)]}: {each}"
+
+
+def _interval(low: float, high: float) -> str:
+    """Return an interval in brackets, "" where there is none."""
+    return f" ({figure(low, 3)} to {figure(high, 3)})" if math.isfinite(low) else ""
 
 
 def _null_told(table: pd.DataFrame, setting: str) -> str:

@@ -18,6 +18,7 @@ of no finding.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ from analysis.metrics import LOWER_IS_BETTER, MetricPlan, Prediction, check_trut
 from engine.errors import DataError, UsageError
 
 NOT_GIVEN = "(not given)"
+LEADING_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 # Patients below which a subgroup's metrics are shown, and not held against the others.
 LEAST_GROUPS = 10
 GAP_METRICS = ("f1_macro", "exact_match", "lrap", "coverage_error", "map", "auroc_macro", "brier", "over_prediction")
@@ -332,11 +334,20 @@ def _names(values: Sequence[object] | np.ndarray | pd.Series) -> np.ndarray:
     return text.where(text != "", NOT_GIVEN).to_numpy(dtype=object)
 
 
+def _place(name: str) -> tuple[int, float, str]:
+    """Return by what subgroups are put in order: bands and numbers ascending, other names by letters, blanks last."""
+    number = LEADING_NUMBER.match(name)
+    if number:
+        return 1, float(number[0]), name
+    return (3 if name == NOT_GIVEN else 0 if name.startswith(("under ", "below ")) else 2), 0.0, name
+
+
 def _counts(truth: np.ndarray, codes: np.ndarray, names: np.ndarray, least: int) -> pd.DataFrame:
     frame = pd.DataFrame({"subgroup": names, "group": codes, "labels": truth.sum(axis=1)})
-    grouped = frame.groupby("subgroup", sort=True)
+    frame["subgroup"] = pd.Categorical(frame["subgroup"], sorted(set(names), key=_place), ordered=True)
+    grouped = frame.groupby("subgroup", sort=True, observed=True)
     counts = grouped.agg(samples=("group", "size"), groups=("group", "nunique"), labels_a_sample=("labels", "mean"))
-    counts = counts.reset_index()
+    counts = counts.reset_index().astype({"subgroup": object})
     return counts.assign(compared=(counts["groups"] >= least) & (counts["subgroup"] != NOT_GIVEN))
 
 

@@ -199,11 +199,13 @@ def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verifie
     Raises
     ------
     UsageError
-        A data set or a model is named without what else recomputing needs.
+        No such folder, or a data set or a model is named without what else recomputing needs.
     DamagedCache
         There is damage (left): named by array, chunk and rows.
     """
-    progress = progress or Progress()
+    progress, storage = progress or Progress(), storage_of(config.cache)
+    if isinstance(storage, LocalStorage) and not storage.folder.is_dir():
+        raise UsageError(f"there is no cache to verify in {storage.address}: no such folder; name another with --cache")
     if not config.repair:
         named = [name for name in ("dataset", "model") if getattr(config, name) is not None]
         if named:
@@ -212,7 +214,7 @@ def verify(config: VerifyConfig, *, progress: Progress | None = None) -> Verifie
         if len(result.damage):
             raise DamagedCache(result)
         return result
-    repaired = cache_repair.repair(config, storage_of(config.cache).local_folder(), progress=progress)
+    repaired = cache_repair.repair(config, storage.local_folder(), progress=progress)
     left = check(config, progress=progress)
     if len(left.damage):
         raise DamagedCache(

@@ -110,6 +110,10 @@ def test_subset_scores__are_scikit_learns_on_findings_alone(case, subset):
     assert "does not hold here" in said[0] and "0 of 2 stand in its favour" in said[0] and "2 against it" in said[0]
     row = swapped.differences[swapped.differences["metric"] == "lrap"].iloc[0]
     assert f"LRAP: Knows {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})" in said[0]
+    # As of one patient alone.
+    unknown = swapped._replace(differences=swapped.differences.assign(low=np.nan, high=np.nan))
+    said = claim_verdicts.subset_sentences(claim_verdicts.CLAIM_2, unknown, "Guesses", subset)
+    assert f"LRAP: Knows {row['difference']:.3f}" in said[0] and "undefined" not in said[0]
 
 
 def test_subset_scores__of_a_handful_of_images_are_not_made(case):

@@ -204,3 +204,22 @@ def test_what_cannot_be_divided__is_refused():
         measured(y, predictions, np.array([""] + ["p"] * 119, dtype=object), sex)
     with pytest.raises(DataError, match="no samples to score"):
         measured(y[:0], {}, patients[:0], sex[:0])
+
+
+def test_subgroups__stand_in_their_order():
+    truth, scores = np.eye(2, dtype=bool)[np.arange(80) % 2], np.random.default_rng(0).normal(size=(80, 2))
+    prediction = {"one": Prediction(scores, scores > 0)}
+
+    def order(values):
+        found = subgroups.subgroup_metrics(
+            truth, prediction, np.arange(80), values, label_names=("a", "b"), column="x", replicates=2, permutations=2
+        )
+        return found.counts["subgroup"].tolist()
+
+    ages = np.resize([70, 5, np.nan, 100, 20, 45], 80)
+    assert order(subgroups.age_bands(ages)) == ["under 18", "18-39", "40-59", "60-79", "80 and over", "(not given)"]
+    doses = subgroups.number_bands(np.resize([5.0, 9.5, 100, 40, 12, 8, 30, 60], 80), 4)
+    assert order(doses)[0].startswith("below ") and order(doses)[-1].endswith(" and over")
+    starts = [float(name.split()[0]) for name in order(doses)[1:]]
+    assert starts == sorted(starts) and len(starts) == 3
+    assert order(np.resize(["10", "9", "PA", "AP", ""], 80)) == ["9", "10", "AP", "PA", "(not given)"]

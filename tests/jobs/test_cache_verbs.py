@@ -221,6 +221,8 @@ def test_verify__is_silent_or_names_array_chunk_and_rows(tmp_path, cached):
     shutil.copytree(cached[0], cache)
     good = cache_verbs.verify(cache_verbs.VerifyConfig(cache=cache))
     assert (good.arrays, good.rows, len(good.damage)) == (2, 15, 0) and "no damage" in next(good.lines())
+    with pytest.raises(UsageError, match=r"there is no cache to verify in .*mistyped: no such folder"):
+        cache_verbs.verify(cache_verbs.VerifyConfig(cache=tmp_path / "mistyped"))
     path = cache / "arrays.zarr" / "image" / cached[1].encoder / "embedding" / "c.0.0"
     content = bytearray(path.read_bytes())
     content[5 * 64 + 3] ^= 16
