@@ -72,6 +72,7 @@ class Cluster:
         self, client: Any, recipe: Callable[[], EncoderLike] | None = None, *, elsewhere: bool = False
     ) -> None:
         self.client, self._recipe, self._elsewhere = client, recipe, elsewhere
+        self._last_seen = time.monotonic()  # when there was a worker
 
     @property
     def workers(self) -> int:
@@ -144,11 +145,14 @@ class Cluster:
 
         if progress is not None:
             progress(name, 0, total)
+        self._last_seen = time.monotonic()
         try:
             hand_out(self._hosts())
             while sizes:
                 for future in self._ready(sizes, hand_out):
                     computed = self._result(future)
+                    if computed is None:  # it died with its worker, and is computed anew
+                        continue
                     done += sizes.pop(future)
                     take(computed)
                     if progress is not None:
@@ -164,11 +168,10 @@ class Cluster:
 
         `meanwhile` is called at each look with the workers' machines: some may have come, and may be given tasks.
         """
-        last_seen = time.monotonic()
-        while self.client.status == "running" and time.monotonic() - last_seen < SECONDS_WITHOUT_WORKERS:
+        while self.client.status == "running" and time.monotonic() - self._last_seen < SECONDS_WITHOUT_WORKERS:
             hosts = self._hosts()
             if hosts:
-                last_seen = time.monotonic()
+                self._last_seen = time.monotonic()
             meanwhile(hosts)
             ready = self._finished(list(futures))
             if ready:
@@ -190,12 +193,15 @@ class Cluster:
                 for future in self._finished(futures):
                     futures.remove(future)
                     with suppress(Exception):
-                        take(future.result())
+                        take(future.result(SECONDS_BETWEEN_LOOKS))
             self.client.cancel(futures, force=True)
 
     def _answer(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what a worker answers."""
-        return self._result(*self._ready([self.client.submit(function, *arguments, pure=False)]))
+        future, self._last_seen = self.client.submit(function, *arguments, pure=False), time.monotonic()
+        while (answer := self._result(*self._ready([future]))) is None:
+            pass
+        return answer
 
     def _finished(self, futures: list[Any]) -> list[Any]:
         """Return the blocks that are finished, after a while none."""
@@ -203,7 +209,7 @@ class Cluster:
 
         with suppress(TimeoutError, CancelledError), self.client.as_current():
             wait(futures, SECONDS_BETWEEN_LOOKS, "FIRST_COMPLETED")
-        return [future for future in futures if future.status != "pending"]
+        return [future for future in futures if future.status in ("finished", "error", "cancelled")]
 
     def _hosts(self) -> dict[str, str]:
         """Return the machine of each worker that there is now, by the worker's address."""
@@ -215,10 +221,16 @@ class Cluster:
 
     @staticmethod
     def _result(future: Any) -> Any:
+        """Return what a finished task returned; None where its worker has died with it before it came here."""
         from distributed import CancelledError, KilledWorker
 
+        failed = future.status == "error"  # what it has failed of is here
         try:
-            return future.result()
+            return future.result(None if failed else SECONDS_BETWEEN_LOOKS)
+        except TimeoutError:
+            if failed:
+                raise
+            return None
         except CancelledError as error:
             raise FluoroscopeError(
                 f"the cluster has given up a block of rows ({error}): its scheduler is gone, or somebody has cancelled "

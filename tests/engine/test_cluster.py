@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -247,7 +247,7 @@ class Task:
     def __init__(self, answer) -> None:
         self.status, self.answer = "pending", answer
 
-    def result(self):
+    def result(self, timeout=None):
         return self.answer
 
 
@@ -302,6 +302,45 @@ def test_as_many_blocks_are_in_hand_as_there_are_workers(one_at_a_time):
     take = lambda computed: client.hosts.__setitem__(slice(None), ["a"] * 20)  # noqa: E731
     Cluster(client, fake).compute(None, None, blocks, "embed texts", 100, take)
     assert client.most == clusters.WAITING_A_WORKER * 20
+
+
+class LostTask(Task):
+    """Finished, but its worker dies before the result was fetched: `lost` times over."""
+
+    def __init__(self, answer, lost: int, client) -> None:
+        super().__init__(answer)
+        self.lost, self.client = lost, client
+
+    def result(self, timeout=None):
+        if not self.lost:
+            return self.answer
+        assert timeout is not None, "waits for ever"
+        self.lost -= 1
+        self.status = "lost"
+        self.client.open.append(self)
+        raise TimeoutError
+
+
+def test_a_block_that_dies_with_its_worker_before_it_was_fetched_is_waited_for_again(one_at_a_time):
+    client, taken = FakeClient(["a"]), []
+    client.submit = lambda *given, **how: client.open.append(LostTask(Computed(), 2, client)) or client.open[-1]
+    Cluster(client, fake).compute(None, None, iter([Block(texts=["x"])] * 5), "embed texts", 5, taken.append)
+    assert len(taken) == 5
+
+
+@pytest.mark.parametrize("then", ["lost", "finished"])
+def test_results_that_died_with_all_workers_end_the_job(monkeypatch, then):
+    client, task = FakeClient([]), LostTask(Computed(), 10**6, FakeClient([]))
+    client.as_current, client.run, client.cancel = nullcontext, lambda *given, **how: {}, lambda *given, **how: None
+    client.submit = lambda *given, **how: task
+    task.status = "finished"
+    monkeypatch.setattr(
+        "distributed.wait", lambda *given: setattr(task, "status", then if task.client.open else "finished")
+    )
+    monkeypatch.setattr(clusters, "SECONDS_WITHOUT_WORKERS", 0.2)
+    with pytest.raises(FluoroscopeError, match="lost its scheduler or all of its workers"):
+        Cluster(client, fake).compute(None, None, iter([Block(texts=["x"])]), "embed texts", 1, lambda computed: None)
+    assert task.lost < 10**6  # it was asked for
 
 
 def encoder_on(device: str, wanted: str):
