@@ -204,6 +204,6 @@ def test_a_scheduler_or_all_workers_that_die_end_the_job_and_what_was_committed_
     assert kind == "FluoroscopeError" and "the same command goes on from there" in message, message
     long_job.assert_valid(tmp_path)
     report = Cache(tmp_path).embed(open_dataset(f"folder:{images}"), SlowEncoder(), batch_size=2)
-    assert 0 < report.computed["image"] < SAMPLES
+    assert report.computed["image"] < SAMPLES  # on a busy machine all may be there before the driver hears of it
     (rows,) = rows_by_key(tmp_path).values()
     assert len(rows) == SAMPLES
