@@ -100,7 +100,7 @@ class Storage(Protocol):
         """Tell whether there is a file or, in a local place, a folder of this name."""
 
     def version(self, name: str) -> tuple[int, ...] | None:
-        """Return what tells a file from any that takes its place with the same content; None where nothing does."""
+        """Return what tells a file from any that takes its place, also of the same content; None where nothing does."""
 
     def check_writable(self) -> None:
         """Raise CacheError where nothing can ever be written."""

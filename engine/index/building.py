@@ -147,25 +147,16 @@ def load_index(cache: Cache, encoder_id: str, kind: str = "image", how: str = "e
         raise CacheError(f"the index {place} was built over other rows than the cache has; {rebuild}")
     engine = None
     with storage.reading(f"{name}.faiss") as path:
-        version = _version(path)
+        version = storage.version(f"{name}.faiss")
         damage = info.damage_of(path)
         if not damage and how != "exact":
             engine = _read(faiss, path, place, rebuild)
-        replaced = version != _version(path)
+        replaced = version != storage.version(f"{name}.faiss")
     if replaced:  # by another process, perhaps after its digest was taken and before it was read
         return load_index(cache, encoder_id, kind, how)
     if damage:
         raise CacheError(f"{damage}; {rebuild}")
     return Index(info, keys, array, faiss, engine)
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Return what tells a file from any other that is put in its place; None where there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def has_index(cache: Cache, encoder_id: str, kind: str = "image", how: str = "exact") -> bool:
