@@ -200,7 +200,7 @@ def _likeness(
     if encoder.id == material.encoder.id:
         raise UsageError(f"--against {config.against!r} is the model itself, encoder {encoder.id}; name another one")
     measuring.embed(second, record, material.cache, material.dataset, encoder, "image", progress)
-    record.note(against={"id": encoder.id, "name": encoder.name, "description": encoder.description})
+    record.note(against=opening.encoder_row(encoder))
     other = material.cache.stored_features(material.dataset, encoder, "image")
     both, here, there = np.intersect1d(rows, other.rows, return_indices=True)
     del here

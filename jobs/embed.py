@@ -148,7 +148,7 @@ def run(
         encoder = opening.load_model(config, config.cache, dataset, config.what)
     products = [product_of(what, encoder).what for what in config.what]
     with open_run("embed", config, out=out, cache=config.cache, overwrite=overwrite) as record:
-        record.note(encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}])
+        record.note(encoders=[opening.encoder_row(encoder)])
         with _cluster(config) as cluster, record.step("embed") as step:
             try:
                 report = cache.embed(

@@ -20,7 +20,7 @@ from analysis import finetuning
 from analysis.heads import LinearHead
 from engine.encoder import Encoder
 from engine.errors import DataError, UsageError
-from jobs import heads, measuring, model_card, probe_section, study_scores, study_settings, tuning_rows
+from jobs import heads, measuring, model_card, opening, probe_section, study_scores, study_settings, tuning_rows
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 
@@ -114,7 +114,7 @@ def run(
         pd.DataFrame(setting.details["history"]).to_csv(record.path("history.csv"), index=False)
         child = setting.explained.encoder
         known = record.provenance["encoders"]
-        record.note(encoders=[*known, {"id": child.id, "name": child.name, "description": child.description}])
+        record.note(encoders=[*known, opening.encoder_row(child)])
         with record.step("metrics") as step:
             step.items = study_scores.write_metrics(
                 material, [setting], config.protocol, record, config.replicates, config.seed

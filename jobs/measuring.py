@@ -200,7 +200,7 @@ def describe(material: study_settings.Material, split: SplitOptions, run: Run) -
             "digest": material.split_digest,
             "counts": {name: len(material.rows(name)) for name in SPLITS},
         },
-        encoders=[{"id": encoder.id, "name": encoder.name, "description": encoder.description}],
+        encoders=[opening.encoder_row(encoder)],
     )
 
 

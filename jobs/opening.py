@@ -35,6 +35,11 @@ def check_columns(names: Sequence[str], samples: pd.DataFrame) -> None:
             raise UsageError(f"no sample column {name!r} for subgroups; {offer(name, samples.columns)}")
 
 
+def encoder_row(encoder: Encoder) -> dict[str, Any]:
+    """Return what a run's provenance keeps of an encoder."""
+    return {"id": encoder.id, "name": encoder.name, "description": encoder.description}
+
+
 def open_data(options: DatasetOptions, split: SplitOptions | None = None) -> Dataset:
     """Open a data set and, where a split is given, apply and check it."""
     dataset = open_dataset(options.dataset, **options.data)

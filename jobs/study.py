@@ -329,7 +329,7 @@ def _settings(
         step.items = tuned.details["images"]
     record.record_all(study_records.sentence_rows("classification", [tuned.details["said"]], protocol))
     known = [*record.provenance["encoders"]]
-    record.note(encoders=[*known, _encoder_row(tuned.explained.encoder)])
+    record.note(encoders=[*known, opening.encoder_row(tuned.explained.encoder)])
     return [zero_shot, probe, tuned]
 
 
@@ -471,7 +471,3 @@ def _without(
         )
         found.append(tuned)
     return found
-
-
-def _encoder_row(encoder: encoders.Encoder) -> dict[str, Any]:
-    return {"id": encoder.id, "name": encoder.name, "description": encoder.description}
