@@ -122,6 +122,13 @@ def running():
 
 
 @pytest.fixture
+def mortal():
+    """A cluster for those who kill its workers: on a busy machine it takes long until others are in their places."""
+    with start_cluster(2, threads=1) as started:
+        yield started
+
+
+@pytest.fixture
 def images(tmp_path):
     write_images(tmp_path / "images", range(120))
     (tmp_path / "images" / "0007.png").write_bytes(b"no image")
@@ -157,7 +164,7 @@ def test_workers_store_the_rows_of_one_process_and_report_what_failed(tmp_path, 
     ("what", "there"), [("image", 0), ("image", 10), ("text", 10)], ids=["new images", "known images", "texts"]
 )
 def test_a_killed_worker_costs_its_batch_in_hand_and_its_rows_are_reported(
-    tmp_path, monkeypatch, images, running, what, there
+    tmp_path, monkeypatch, images, mortal, what, there
 ):
     """What it had committed is neither computed again nor reported as there before the job."""
     monkeypatch.setattr(embed, "TEXTS_A_BATCH", 8)
@@ -169,7 +176,7 @@ def test_a_killed_worker_costs_its_batch_in_hand_and_its_rows_are_reported(
     if there:  # the keys of all images, and some rows
         cache.embed(dataset, FakeEncoder(name), ("pixels",))
         cache.embed(dataset.take(np.arange(20, 20 + there)), FakeEncoder(name), (what,))
-    workers = Cluster(running.client, partial(deadly, name, notes, tmp_path / "many"))
+    workers = Cluster(mortal.client, partial(deadly, name, notes, tmp_path / "many"))
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     report = cache.embed(dataset, FakeEncoder(name), (what,), batch_size=4, commit_seconds=1e-9, cluster=workers)
     assert {process.pid for process in psutil.Process().children(recursive=True)} != before  # one has died
@@ -182,13 +189,13 @@ def test_a_killed_worker_costs_its_batch_in_hand_and_its_rows_are_reported(
 
 
 def test_a_block_that_kills_its_workers_is_given_up_with_the_way_to_find_its_image(
-    tmp_path, monkeypatch, images, running
+    tmp_path, monkeypatch, images, mortal
 ):
-    monkeypatch.setattr(running.client.cluster.scheduler, "allowed_failures", 0)
+    monkeypatch.setattr(mortal.client.cluster.scheduler, "allowed_failures", 0)
     dataset = open_dataset(f"folder:{images}")
     Cache(tmp_path).embed(dataset.take(np.arange(6)), FakeEncoder(CRASHING), batch_size=4)
     with pytest.raises(FluoroscopeError, match=r"a block of rows was given up: .*--threads 1 and without --workers"):
-        workers = Cluster(running.client, crashing)
+        workers = Cluster(mortal.client, crashing)
         Cache(tmp_path).embed(dataset, FakeEncoder(CRASHING), batch_size=4, cluster=workers)
     assert len(rows_of(tmp_path, "image", CRASHING)) == 6
 
